@@ -25,6 +25,8 @@ _JSON_BYTES, _MOST_FOUND = 64 << 20, 200_000
 _UNCAPPED = 50
 """Servers that show no more than some number at once do not always say so; none has so few."""
 _LONGEST_WAIT_S = 900.0
+_PATIENCE_S, _SLOWEST_BYTES_PER_S = 300.0, 1000
+"""After so long an answer must have come so fast: one byte a minute would keep a connection for ever."""
 _AWAY_TIMES = 3
 """After so many things in a row that could not be had, however often they were asked for, an archive counts as away."""
 _AGAIN = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_EARLY, httpx.codes.TOO_MANY_REQUESTS})
@@ -190,7 +192,12 @@ class Dicomweb:
         return page, "299" in response.headers.get("warning", "")
 
     def _pieces(self, response: httpx.Response) -> Iterator[bytes]:
-        for piece in response.iter_bytes(1 << 16):
+        began, size = time.monotonic(), 0
+        for piece in response.iter_bytes():
+            size += len(piece)
+            passed_s = time.monotonic() - began
+            if passed_s > _PATIENCE_S and size < passed_s * _SLOWEST_BYTES_PER_S:
+                raise _AgainError("sends next to nothing")
             self._pace.received(len(piece))
             yield piece
 

@@ -28,7 +28,7 @@ from fedgraft.server.provisioning.pki import new_authority, server_certificate
 from helpers.archives import MULTIPART, Handler, PlayedArchive, an_object, listing, played, pulled, whole
 from helpers.federation import Started
 
-STUDY, OTHER, LAST = "1.2.3", "1.2.4", "1.2.5"
+STUDY, OTHER = "1.2.3", "1.2.4"
 FIRST = an_object(STUDY, "1.2.3.1", "1.2.3.1.1")
 SECOND = an_object(STUDY, "1.2.3.1", "1.2.3.1.2")
 THIRD = an_object(OTHER, "1.2.4.1", "1.2.4.1.1")
@@ -233,6 +233,20 @@ def test_a_body_without_an_end_is_left(archive: PlayedArchive, tmp_path: Path, s
     assert list(outcome.failed) == [STUDY]
     assert pulled(tmp_path / "got") == dict([FIRST, THIRD])
     assert sum(path.stat().st_size for path in (tmp_path / "got").rglob("*") if path.is_file()) < 10**5
+
+
+def test_a_body_that_drips_is_left(archive: PlayedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drips(handler: Handler) -> None:
+        handler.begin(MULTIPART)
+        handler.wfile.write(HEAD)
+        while True:  # until nobody listens any more
+            handler.wfile.write(b"x")
+            time.sleep(0.02)
+
+    monkeypatch.setattr(dicomweb, "_PATIENCE_S", 0.1)
+    archive.instead["/1.2.3.1.2"] = [drips, lambda handler: handler.give(whole(SECOND[1]), MULTIPART)]
+    assert fetch(archive, tmp_path / "got").is_complete
+    assert len([path for path in archive.paths("instances") if path.endswith("/1.2.3.1.2")]) == 2
 
 
 def test_what_follows_the_last_boundary_is_not_waited_for(archive: PlayedArchive, tmp_path: Path) -> None:
