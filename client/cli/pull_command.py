@@ -54,7 +54,9 @@ def pull(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         pacs = Dicomweb(client, Pace(rate, mb_per_s))
         outcome = carry_out(pacs, store, wanted, _progress, dry=dry_run)
     if as_json:
-        sys.stdout.write(json.dumps(asdict(outcome) | {"images": str(store.images), "dry_run": dry_run}) + "\n")
+        sys.stdout.write(
+            json.dumps(asdict(outcome) | {"images": str(store.images.resolve()), "dry_run": dry_run}) + "\n"
+        )
     else:
         _show(outcome, store.images, dry=dry_run)
     if outcome.stopped:
@@ -86,7 +88,7 @@ def _show(outcome: Outcome, images: Path, *, dry: bool) -> None:
     if dry:
         say("Nothing was pulled (--dry-run).")
         return
-    say(f"{outcome.objects} objects, {outcome.bytes / 1e6:.1f} MB. For `cohort.root` of site.yaml: {images}")
+    say(f"{outcome.objects} objects, {outcome.bytes / 1e6:.1f} MB. For `cohort.root` of site.yaml: {images.resolve()}")
     if outcome.failed:
         say("Repeat the command later for what failed: it goes on where it was.")
 

@@ -136,6 +136,11 @@ class Dicomweb:
                 f"The PACS at {self._host} does not know who asks (status 401).",
                 fix="Is the password right, or has the token ended? Repeat the command then: it goes on where it was.",
             )
+        if status >= 400 and response.request.url.path.endswith("/studies"):
+            raise RunError(
+                f"The PACS at {self._host} does not let this site search for studies (status {status}).",
+                fix="Is the path in --from right, and may this account search?",
+            )
         if status == httpx.codes.NOT_FOUND:
             raise NotGivenError("says that there is no such object (status 404)")
         if status >= 400:

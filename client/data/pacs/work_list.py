@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedgraft.client.data.pacs.dicomweb import Dicomweb, Entry, NotGivenError, is_uid, values
 from fedgraft.client.data.tables.csv_tables import read_csv
+from fedgraft.common.base.disk import why_no_file
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.config.suggest import instead
 
@@ -66,6 +67,8 @@ def wishes(table: Path | None, keys: Mapping[str, str]) -> Iterator[Wish]:
     if table is None:
         yield Wish("--query", keys)
         return
+    if not table.is_file():
+        raise InputError(f"{table}: cannot be read: {why_no_file(table)}.", fix="--worklist names a CSV file.")
     rows = read_csv(table)
     columns = [name for name in _COLUMNS if name in rows.rows[0]]
     if not columns:

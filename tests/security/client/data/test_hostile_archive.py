@@ -443,3 +443,11 @@ def test_without_a_word_which_studies_nothing_is_pulled(archive: PlayedArchive, 
     with pytest.raises(InputError, match="Give --worklist FILE or --query"):
         fetch(archive, tmp_path / "got", Wanted())
     assert archive.asked == []
+
+
+def test_an_address_or_a_list_that_is_wrong_is_called_so(archive: PlayedArchive, command: Command) -> None:
+    words = ("site", "pull", "--out", "got", "--from")
+    code, _, err = command(*words, f"{archive.url}/nowhere", "--query", "Modality=DX")
+    assert (code, "search for studies (status 404). Is the path in --from right" in err) == (1, True)
+    code, _, err = command(*words, archive.url, "--worklist", "none.csv")
+    assert (code, "there is no none.csv. --worklist names a CSV file." in err) == (2, True)
