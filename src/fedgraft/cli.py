@@ -173,6 +173,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         "fedgraft predict runs/one images --out said --site runs/one/sites/north",
         "fedgraft predict runs/one images --out said --dicom sr --dicom seg",
         "fedgraft predict runs/one volumes --out said --cohort runs/one/sites/north",
+        "fedgraft predict runs/one images --out said --sets north",
     ),
 )
 def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
@@ -195,12 +196,15 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value: as a cohort has it, such as plane=coronal.")
     ] = None,
+    sets: Annotated[
+        str | None, typer.Option(help="Conformal sets as well: of this site of the run, or all (under masks).")
+    ] = None,
     _plugin: Plugins = None,
 ) -> None:
     """What a model says of data of any kind that a cohort can be of, as a table, and where it looks."""
     from fedgraft.client.inference import command
 
-    more = tuple(accept or ()), tuple(dicom or ()), kind, cohort, tuple(set_ or ())
+    more = tuple(accept or ()), tuple(dicom or ()), kind, cohort, tuple(set_ or ()), sets
     command.predict(command.PredictRequest(model, data, out, site, tuple(heat or ()), task, of, adapt, *more))
 
 
