@@ -148,7 +148,9 @@ def watch(
     run: Annotated[Path | None, typer.Argument(help="A run's folder; the server's newest run if not given.")] = None,
     home: Home = HOME,
     web: Annotated[int | None, typer.Option(min=0, max=65535, help="Show it on a web page on this port.")] = None,
-    address: Annotated[str, typer.Option(help="Where the page listens; anybody who reaches it can read.")] = LOOPBACK,
+    address: Annotated[
+        str, typer.Option(help="Where the page listens; elsewhere than on loopback with a login.")
+    ] = LOOPBACK,
 ) -> None:
     """Watch a run live, until it ends or Ctrl-C: deployed or simulated, running, over or not yet begun."""
     from fedgraft.server.cli import commands
