@@ -172,7 +172,7 @@ def stop(
 @app.command()
 def logs(
     home: Home = HOME,
-    part: Annotated[Literal["server", "superlink", "superexec"], typer.Option(help="Which log.")] = "server",
+    part: Annotated[Literal["server", "superlink", "superexec", "page"], typer.Option(help="Which log.")] = "server",
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines of its end.")] = 40,
 ) -> None:
     """The end of one of the server's logs."""

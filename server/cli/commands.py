@@ -225,9 +225,12 @@ def watch(home: Path, run: Path | None, port: int | None, address: str) -> None:
             with screen.ScreenPicture(_out) if _out.is_terminal else screen.Lines(_out) as shown:
                 keep_looking(board, shown.show, _POLL_S)
             return
+        from fedgraft.common.base.logs import start_logs
         from fedgraft.server.watch.web import Page
 
         with Page(board, address, port) as page:
+            if page.guard is not None:  # who came in, and who did not, is written down
+                start_logs(ServerHome(home).logs / "page.log", as_json=False)
             _say(f"{page.url} shows the run, until Ctrl-C")
             page.serve_forever()
 

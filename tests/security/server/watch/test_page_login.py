@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import select
+import signal
 import socket
 import ssl
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -224,6 +228,25 @@ def test_a_program_with_a_token_reads_figures_alone(visitor, home):
         assert status("/metrics", word) == 401
     LoginBook(home).remove("prometheus")
     assert status("/metrics", f"Bearer {token}") == 401
+
+
+@pytest.mark.slow
+def test_who_came_in_and_who_did_not_is_written_down_and_no_password(home, run):
+    words = [sys.executable, "-m", "fedgraft", "server", "watch", str(run), "--home", str(home), "--web", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as watching:
+        try:
+            assert watching.stdout is not None
+            port = int(re.findall(r":(\d+)/", watching.stdout.readline())[0])
+            visitor = Visitor(SimpleNamespace(server_address=("127.0.0.1", port)))
+            assert visitor.log_in(PASSWORD, "typed in the wrong field")[0].status == 401
+            assert visitor.log_in()[0].status == 303
+        finally:
+            watching.send_signal(signal.SIGINT)
+    text = (home / "logs" / "page.log").read_text()
+    assert "lead has logged in from 127.0.0.1" in text
+    assert "a login from 127.0.0.1 was refused" in text
+    assert PASSWORD not in text
+    assert (home / "logs" / "page.log").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", ""])
