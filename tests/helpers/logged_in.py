@@ -69,7 +69,7 @@ class Visitor:
     def say(self, text: str) -> bytes:
         """These very bytes, and all that comes back."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=120) as connection:
-            connection.sendall(text.encode())
+            connection.sendall(text.encode("latin-1"))
             return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
     def log_in(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, IPvAnyAddress, ValidationError, field_validator, model_validator
 
@@ -27,6 +29,28 @@ class PageTls(Value):
     """Its private key, without a passphrase, readable by the server's account alone."""
 
 
+class SignOnSettings(Value):
+    """The hospital's own sign-on: a service of OpenID Connect, and who of those that it knows may read the page."""
+
+    issuer: str
+    """Its address, to the letter as it writes it in its tokens."""
+    client_id: Annotated[str, Field(min_length=1, max_length=256)]
+    """What it calls the page."""
+    client_secret_file: Path | None = None
+    """What the page shows it: a file of mode 600, from the folder of `page.yaml`. A public client has none."""
+    claim: Annotated[str, Field(pattern=r"^[A-Za-z0-9_:/.-]{1,128}$")] = "email"
+    """What of its tokens says who somebody is."""
+    persons: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Whoever may read the page: values of `claim`."""
+
+    @field_validator("issuer")
+    @classmethod
+    def _sealed(cls, issuer: str) -> str:
+        if not is_sealed(issuer) or "?" in issuer or "#" in issuer:
+            raise ValueError("must be an address that begins with https://, such as https://login.example.org")
+        return issuer
+
+
 class PageSettings(Value):
     """All of a `page.yaml`."""
 
@@ -36,6 +60,8 @@ class PageSettings(Value):
     """The page speaks TLS itself."""
     behind_tls_proxy: tuple[IPvAnyAddress, ...] = ()
     """Addresses of a reverse proxy that speaks TLS: nobody else is answered, nor what it says came without TLS."""
+    sign_on: SignOnSettings | None = None
+    """Persons may log in at a service of OpenID Connect, with a password here or without."""
     session_hours: Annotated[float, Field(gt=0, le=24 * 7)] = 8.0
     """How long a login holds."""
 
@@ -61,6 +87,27 @@ def read_page_settings(folder: Path) -> PageSettings:
         return PageSettings.model_validate(read_mapping(path))
     except ValidationError as error:
         raise StudyError(str(path), describe(error, PageSettings)) from None
+
+
+def is_sealed(url: str) -> bool:
+    """Whether what is sent to this address is encrypted on its way, or does not leave this machine."""
+    if not url.isascii() or not url.isprintable():
+        return False
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    if parts.scheme == "http":
+        return is_loopback(parts.hostname or "")
+    return parts.scheme == "https" and bool(parts.hostname)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether this is the number of a machine itself."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def tls_context(folder: Path, tls: PageTls) -> ssl.SSLContext:

@@ -23,12 +23,14 @@ from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.provisioning.pki import new_authority, server_certificate
 from fedgraft.server.watch.board import Board
 from fedgraft.server.watch.login.login_book import LOGINS, LoginBook
+from fedgraft.server.watch.login.page_settings import PageSettings, SignOnSettings
 from fedgraft.server.watch.web import Page
 from helpers.live import LiveRun
 from helpers.logged_in import NAME, PASSWORD, Visitor, serving
 from helpers.offline import offline
 
 PLAN = {"name": "fedavg", "rounds": 3, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}}
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -191,7 +193,7 @@ def test_another_page_logs_nobody_in_or_out(visitor, origin):
         ("Content-Length: 99999999999999999999999", 413),
         ("Content-Length: -1", 411),
         ("Content-Length: +5", 411),
-        ("Content-Length: ٣", 411),
+        ("Content-Length: ²", 411),
         ("Content-Length: 0\r\nContent-Length: 0", 411),
         ("Content-Length: 0\r\nTransfer-Encoding: chunked", 411),
         ("Transfer-Encoding: chunked", 411),
@@ -385,3 +387,9 @@ def test_whoever_thinks_that_there_is_a_login_is_told_that_there_is_none(home, r
     LoginBook(home).add_program("prometheus")
     with pytest.raises(InputError, match="no person has one"):
         Page(Board(ServerHome(home), run), "127.0.0.1", 0)
+
+
+def test_every_key_of_the_page_s_file_has_its_meaning_in_the_guide():
+    guide = (ROOT / "docs" / "how_to" / "live_page.md").read_text(encoding="utf-8")
+    for model in (PageSettings, SignOnSettings):
+        assert [key for key in model.model_fields if f"| `{key}` |" not in guide] == []
