@@ -84,7 +84,8 @@ def test_a_program_s_token_is_in_its_file_alone(command, home, tmp_path):
     token = out.read_text().strip()
     assert (code, token in said, out.stat().st_mode & 0o777) == (0, False, 0o600)
     assert LoginBook(home).program(token)
-    assert "is there already" in command(*words)[2]
+    assert "is there already" in command("server", "login", "token", "another", "--home", home, "--out", out)[2]
+    assert LoginBook(home).program(out.read_text().strip())
     out.unlink()
     assert "is there already" in command(*words)[2]
     assert not out.exists()
