@@ -14,6 +14,7 @@ from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
@@ -56,6 +57,10 @@ class SignOnService(ThreadingHTTPServer):
         self.codes: dict[str, dict[str, str]] = {}
         self.spoil: dict[str, Callable[[Any], Any]] = {}
         self.refused: list[str] = []
+        self.asks = False
+        """Whether a person has to click before they are sent back, as where they type a password."""
+        self.asks = False
+        """Whether a person has to click before they are sent back, as where they type a password."""
 
     def say(self, name: str, what: Any) -> Any:
         return self.spoil.get(name, lambda same: same)(what)
@@ -80,11 +85,13 @@ class _Service(BaseHTTPRequestHandler):
             assert asked["code_challenge_method"] == "S256"
             code = secrets.token_urlsafe(8)
             self.server.codes[code] = asked
-            self.send_response(302)
-            self.send_header(
-                "Location", f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': asked['state']})}"
-            )
+            back = f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': asked['state']})}"
+            self.send_response(200 if self.server.asks else 302)
+            self.send_header("Content-Type", "text/html")
+            if not self.server.asks:
+                self.send_header("Location", back)
             self.end_headers()
+            self.wfile.write(f'<title>service</title><a href="{escape(back)}">It is me</a>'.encode())
         else:
             self.send_error(404)
 

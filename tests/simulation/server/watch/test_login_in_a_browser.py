@@ -66,12 +66,15 @@ def test_a_person_signs_on_at_another_place_and_comes_back(browser, tmp_path, ma
     (home / "secret").touch(0o600)
     (home / "secret").write_text(SECRET)
     with sign_on_service() as service:
+        service.asks = True
         about = {"issuer": service.issuer, "client_id": CLIENT, "client_secret_file": "secret", "persons": [PERSON]}
         (home / "page.yaml").write_text(yaml.safe_dump({"sign_on": about}))
         with serving(home, live.folder) as page:
             # For a browser localhost and 127.0.0.1 are two sites: its rules for cookies are those of a real sign-on.
             browser.call("Page.navigate", url=page.url.replace("127.0.0.1", "localhost"))
             browser.until("location.pathname === '/login' && document.readyState === 'complete'")
+            browser.evaluate("document.querySelector('a').click()")
+            browser.until("document.title === 'service' && document.readyState === 'complete'")
             browser.evaluate("document.querySelector('a').click()")
             browser.until("location.pathname === '/' && location.hostname === 'localhost'")
             browser.until(f"(document.getElementById('person') || {{}}).innerText === '{PERSON}'")
