@@ -109,10 +109,8 @@ class ActionLog:
         known, book = self.entries(), PersonBook(self._folder)
         faults = _chain_faults(known, self._server())
         for line in known:
-            if line.signed is not None and not (line.signed.name == line.by and line.signed.holds(line.words())):
-                faults.append(f"line {line.seq + 1}: the signature of {line.by} does not hold")
-            elif line.signed is not None and not book.holds(line.signed, line.words()):
-                faults.append(f"line {line.seq + 1}: the key of {line.by} is no person's of this folder")
+            if line.signed is not None and not (line.signed.name == line.by and book.holds(line.signed, line.words())):
+                faults.append(f"line {line.seq + 1}: {line.by}, as this folder knows them, has not signed it")
         return faults
 
     def _server(self) -> str:
