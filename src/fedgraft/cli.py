@@ -16,6 +16,7 @@ from fedgraft.common.base.switches import set_switches
 from fedgraft.common.plugins.option import Plugins
 from fedgraft.server.cli.app import app as server
 from fedgraft.server.cli.kit_app import app as kit
+from fedgraft.server.cli.login_app import app as login
 from fedgraft.simulations.cli.app import AsJson, Sets, StudyFile, poc, privacy, study
 from fedgraft.simulations.cli.weights_app import weights
 
@@ -31,6 +32,7 @@ app.add_typer(data, name="data", rich_help_panel=_PLAN)
 app.add_typer(poc, name="poc", rich_help_panel=_DEPLOY)
 app.add_typer(passport, name="passport", rich_help_panel=_USE)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
+server.add_typer(login, name="login")
 app.add_typer(kit, name="kit", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
 app.add_typer(person, name="person", rich_help_panel=_DEPLOY)
