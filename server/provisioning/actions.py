@@ -27,7 +27,7 @@ ACTIONS = "actions.jsonl"
 _FIRST = "0" * 64
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-ActionKind = Literal["run", "resume", "stop", "enrol", "revoke", "renew"]
+ActionKind = Literal["ask", "run", "resume", "stop", "enrol", "revoke", "renew"]
 ByWhom = tuple[str | None, Path | None]
 """A name as it was typed, and the file of its passphrase."""
 NOBODY: ByWhom = (None, None)

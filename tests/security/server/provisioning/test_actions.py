@@ -93,12 +93,16 @@ def test_a_study_begins_and_goes_on_with_a_signature_alone(command, kits, phrase
     code, _, err = command(*begun)
     assert (code, "person must sign" in err, (tmp_path / "run").exists()) == (2, True, False)
     assert command(*begun, *signed_for("lead", phrase))[0] == 1  # nobody is there
+    asked = ("study", "ask", "quickstart", "--home", home, "--out", tmp_path / "asked", "--wait", "0")
+    code, _, err = command(*asked)
+    assert (code, "person must sign" in err, (tmp_path / "asked").exists()) == (2, True, False)
+    assert command(*asked, *signed_for("lead", phrase))[0] == 1
     again = ("server", "run", "--resume", tmp_path / "run", "--home", home, "--wait", "0")
     assert command(*again)[0] == 2
     assert command(*again, *signed_for("lead", phrase))[0] == 1
-    run, resume = ActionLog(home).entries()
-    assert (run.action, resume.action, run.by) == ("run", "resume", "lead")
-    assert run.about["study"] == resume.about["study"]
+    run, ask, resume = ActionLog(home).entries()
+    assert [(one.action, one.by) for one in (run, ask, resume)] == [(kind, "lead") for kind in ("run", "ask", "resume")]
+    assert run.about["study"] == ask.about["study"] == resume.about["study"]
     assert ActionLog(home).faults() == []
 
 
