@@ -115,9 +115,15 @@ def test_offsets_are_gone_given_covariates_and_what_these_explain_is_kept(run: P
 def test_it_is_combat_on_all_training_patients_at_one_place(run: Path) -> None:
     rows = [rows_of(run, site) for site in SIZES]
     wanted = pooled_combat([(own[:, [0, 2, 3, 4]].double().numpy(), covariates(own)) for own in rows])
+    taken_in = []
     for site, own, pooled in zip(SIZES, rows, wanted, strict=True):
-        known = ~np.isnan(pooled)
-        np.testing.assert_allclose(adjusted(run, site, own)[known], pooled[known], atol=2e-5)
+        found, known = adjusted(run, site, own), ~np.isnan(pooled)
+        np.testing.assert_allclose(found[known], pooled[known], atol=2e-5)
+        taken_in.append(found)
+    state = load_tensors(run / "model.safetensors")
+    scale = [state[f"backbone.standardise.{name}"][[0, 2, 3, 4]] for name in ("mean", "std")]
+    whole = np.vstack(taken_in)  # of those who lack a covariate too
+    np.testing.assert_allclose(scale, [np.nanmean(whole, 0), np.nanstd(whole, 0)], rtol=1e-4)
 
 
 def test_no_effect_of_a_site_leaves_it(run: Path) -> None:
