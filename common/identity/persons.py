@@ -119,6 +119,11 @@ def signed_bytes(name: str, words: Mapping[str, Any]) -> bytes:
     return b"fedgraft person 1\n" + canonical_json({"name": name, "words": words})
 
 
+def words_digest(name: str, words: Mapping[str, Any]) -> str:
+    """By what a record knows that a person has signed these words, 64 hex digits."""
+    return hashlib.sha256(signed_bytes(name, words)).hexdigest()
+
+
 def release_words(study: str, exchange: int, decided: Mapping[str, Any]) -> dict[str, Any]:
     """What a person signs who decides on a held answer: `decided` says what, of which answer, and when."""
     said = {"decision": decided["decision"], "answer": decided["digest"], "at": decided["at"]}
