@@ -190,14 +190,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: is not valid JSON: {error}.") from None
 
 
-def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = True) -> str:
-    """Write arrays as a safetensors file, all or nothing; the SHA-256 of the file, 64 hex digits.
+def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = True, sync: bool = True) -> str:
+    """Write arrays as a safetensors file, all or nothing; the SHA-256 of the file, 64 hex digits. `sync` is as above.
 
     The digest of the arrays is in the file, and `load_tensors` compares it.
     """
     whole = {key: np.asarray(array, order="C") for key, array in arrays.items()}
     data = format_safetensors(whole, {_DIGEST: digest_arrays(whole)})
-    write_atomic(path, data, private=private)
+    write_atomic(path, data, private=private, sync=sync)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -76,7 +76,7 @@ def _one_patient(study: Study, local_model: LocalModel, people: ExampleCases, he
 def _two_answers(study: Study, local: Statistics, local_model: LocalModel, people: ExampleCases) -> Measurement:
     """The same sums before and after a patient came: the patient is their difference."""
     whole, rest = loader_of(study, people), loader_of(study, people.only(torch.arange(1, len(people))))
-    if local.of == "columns":
+    if local.of in ("columns", "harmonisation"):
         truth, what = people.inputs[0].double(), "columns"
         found = torch.from_numpy(column_sums(study, whole)["sum"] - column_sums(study, rest)["sum"])
     else:

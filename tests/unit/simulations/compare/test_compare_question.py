@@ -217,7 +217,19 @@ def test_every_arm_of_the_chest_x_rays_can_work(tmp_path: Path, monkeypatch: pyt
     path = CONFIGS / "studies" / "cxr.yaml"
     study, _ = read_study(path)
     questions = {question.name: question for question in read_comparison(path).questions}
-    wanted = {"sizes", "px128", "methods", "best", "ifca", "ifca_imagenet", "new_site", "masked", "bytes"}
+    wanted = {
+        "sizes",
+        "px128",
+        "px128_alone",
+        "px224",
+        "methods",
+        "best",
+        "ifca",
+        "ifca_imagenet",
+        "new_site",
+        "masked",
+        "bytes",
+    }
     assert wanted == {name for name, question in questions.items() if question.by_name}
     for question in questions.values():
         asks = changed(study.model_dump(mode="json"), question.keys, question.name)
