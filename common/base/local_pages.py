@@ -85,6 +85,8 @@ class LocalPages(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = _CONNECTIONS
+    patience_s = 20.0
+    """So long a connection may be silent."""
 
     def __init__(
         self, pages: Mapping[str, Answer], address: str, port: int, option: str, guard: PageGuard | None = None
@@ -138,7 +140,7 @@ class LocalPages(ThreadingHTTPServer):
         if self.guard is None or self.guard.tls is None:
             super().finish_request(request, client_address)
             return
-        request.settimeout(_Handler.timeout)
+        request.settimeout(self.patience_s)
         with self.guard.tls.wrap_socket(request, server_side=True) as encrypted:
             super().finish_request(encrypted, client_address)
 
@@ -152,7 +154,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: LocalPages
     server_version, sys_version = "fedgraft", ""
-    timeout = 20
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.settimeout(self.server.patience_s)
 
     def do_GET(self) -> None:
         self._answer()
