@@ -14,6 +14,7 @@ import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.tables.table import read_table
+from fedgraft.client.inference.adapt import AdaptRequest, adapt
 from fedgraft.client.inference.command import PredictRequest, predict
 from fedgraft.client.inference.model import LoadedModel
 from fedgraft.client.privacy.policy import SitePolicy
@@ -25,6 +26,7 @@ from fedgraft.common.base.errors import DataError, StudyError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.checks.explain import check_study, explain, sentence
 from fedgraft.common.study.inputs import TableInput
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.study import read_study
 from fedgraft.simulations.engines.run import Hospitals, simulated_cohort
 from helpers.harmonised import AGE_SLOPE, INPUT, SIZES, Floats, hospitals, pooled_combat, study
@@ -176,6 +178,31 @@ def test_a_person_gets_the_figures_of_the_run(run: Path, there: Hospitals, tmp_p
     assert said["own"] != said["common"]
 
 
+def test_a_finished_model_is_measured_where_hospitals_find_their_effects_alone(
+    run: Path, there: Hospitals, tmp_path: Path
+) -> None:
+    finished = {"backbone": "table_linear", "weights": str(run), "heads": "weights"}
+    alone = [{"name": "harmonise", "local": {"kind": "harmonise"}, "keep": "site_effects"}]
+    asked = study(model=finished, plan=alone)
+    check_study(asked, "test")
+    measured = simulate(asked, there, tmp_path / "measured")
+    found, wanted = (read_json(one / "result.json")["metrics"]["cls"]["sites"] for one in (measured, run))
+    for site in SIZES:
+        assert found[site]["auroc"] == pytest.approx(wanted[site]["auroc"], abs=1e-6)
+
+
+def test_a_hospital_that_comes_later_finds_its_effects_by_itself(run: Path, there: Hospitals, tmp_path: Path) -> None:
+    home = tmp_path / "later"
+    data = there.cohorts["west"]
+    adapt(AdaptRequest(str(run), home, Fit(how="ridge"), data=data), as_json=False)
+    adapted = LoadedModel(str(run), home, everything=True).local_model
+    mine = state_of(run, "west")
+    for key, array in adapted.read(mine).items():
+        np.testing.assert_allclose(array, mine[key], atol=0.8)  # by other training patients of the same hospital
+        assert abs(array - float(key.endswith("factor"))).max() > 0.2
+
+
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_killed(run: Path, there: Hospitals, tmp_path: Path) -> None:
     """Once while sites find their effects, and once after: what they keep and the model are those of a whole run."""
     stopped = stopped_at(study(), there, tmp_path / "run", 2)
@@ -186,6 +213,7 @@ def test_it_goes_on_where_it_was_killed(run: Path, there: Hospitals, tmp_path: P
         assert all(map(np.array_equal, own, effects(stopped)[site]))
 
 
+@pytest.mark.slow
 def test_under_masks_it_is_the_same(run: Path, there: Hospitals, tmp_path: Path) -> None:
     plan = [stage.model_dump() | {"where": "labelled"} for stage in study().plan]
     asked = study(plan=plan, secure_aggregation=True)

@@ -115,13 +115,14 @@ class Worker:
         return self._left(stage, context, _shown(figures, guard))
 
     def _harmonised(self) -> dict[str, float]:
-        """Find the site's own effects; columns without two different values are named in the site's log alone."""
+        """Find the site's own effects; columns that are left as they are stand in the site's log alone."""
         figures, untold = harmonise(self._place.local_model, self._place.loader)
         given = self._place.study.input
         if untold and isinstance(given, TableInput):
             names = list(given.harmonised)
             self._log.warning(
-                "not harmonised, for lack of values that differ: %s", ", ".join(names[at] for at in untold)
+                "not harmonised, for lack of values that differ here, or of other sites that have any: %s",
+                ", ".join(names[at] for at in untold),
             )
         return figures
 

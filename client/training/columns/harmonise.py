@@ -12,6 +12,7 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.harmonisation.combat import site_effects, sums_of
 from fedgraft.common.harmonisation.layer import HarmoniseColumns
+from fedgraft.common.study.plan import Role
 
 FEWEST_PATIENTS = 10
 """Of fewer patients with a value, or with a word of a category, nothing is in the sums: they would tell of them."""
@@ -53,6 +54,16 @@ def harmonise(local_model: LocalModel, loader: Loader) -> tuple[dict[str, float]
         layer.shift.copy_(torch.from_numpy(effects.shift))
         layer.factor.copy_(torch.from_numpy(effects.factor))
     return {"examples": float(len(rows))}, np.flatnonzero(~effects.told).tolist()
+
+
+def own_effects(local_model: LocalModel, loader: Loader) -> dict[str, np.ndarray]:
+    """The entries that `harmonise` finds, of a model that has such a layer; nothing of others."""
+    if _found(local_model) is None:
+        return {}
+    keys = [key for key, tag in local_model.tags.items() if tag.role is Role.SITE_EFFECTS]
+    local_model.touched(keys)
+    harmonise(local_model, loader)
+    return local_model.read(keys)
 
 
 def harmonised(local_model: LocalModel | None, rows: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ def check_columns(study: Study, columns: TableInput) -> Iterator[str]:
     yield from _harmonised(study, columns)
     summed = any(isinstance(stage.aggregate, Standardise) for stage in study.plan)
     # Base models have their own standardisation, and so has a finished model that is only measured.
-    fresh = study.model.backbone != ENSEMBLE and bool(study.plan)
+    only_harmonises = study.model.heads == "weights" and all(map(_harmonises, study.plan))
+    fresh = study.model.backbone != ENSEMBLE and not only_harmonises and bool(study.plan)
     first = next((at for at, stage in enumerate(study.plan) if not _harmonises(stage)), 0)
     if fresh and columns.needs_sums and not isinstance(study.plan[first].aggregate, Standardise):
         yield (
@@ -76,7 +77,7 @@ def _harmonised(study: Study, columns: TableInput) -> Iterator[str]:
     ):
         yield (
             "plan.0: columns are harmonised before anything else: a stage with local.of: harmonisation and aggregate: "
-            "combat, then one with local.kind: harmonise (of a finished model the second alone)"
+            "combat, then one with local.kind: harmonise (of a finished model, model.heads: weights, the second alone)"
         )
     if any(_harmonises(stage) for stage in study.plan[2:]):
         yield "plan: columns are harmonised once, by the first two stages"

@@ -14,7 +14,7 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.preflight.baseline import fit_alone
 from fedgraft.client.privacy.policy import SitePolicy
-from fedgraft.client.training.columns.harmonise import harmonise
+from fedgraft.client.training.columns.harmonise import own_effects
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import Predictions, predictions
 from fedgraft.client.training.model.loader import Loader
@@ -199,7 +199,7 @@ def _newcomers(
             if isinstance(stage.local, Recalibrate):
                 recalibrate(local_model, Loader(cohort, job.study.input, device), stage.local)
             elif isinstance(stage.local, Harmonise):
-                harmonise(local_model, Loader(cohort, job.study.input, device))
+                own_effects(local_model, Loader(cohort, job.study.input, device))
         found[site] = {site: answers_of(local_model, job.study, cohort)}
     return found, troubles
 

@@ -25,6 +25,7 @@ from fedgraft.simulations.compare.question import (
 )
 from fedgraft.simulations.compare.refusals import check_arm
 from fedgraft.simulations.compare.work import CASES, OPTIMISER, WORK
+from helpers.harmonised import INPUT, study
 from helpers.work import MakeStudy
 
 SHOTS = {"arms": ["new_site", "source_only"], "against": "new_site", "metric": "accuracy", "shots": [5]}
@@ -238,3 +239,14 @@ def test_every_arm_of_the_chest_x_rays_can_work(tmp_path: Path, monkeypatch: pyt
     private = {arm.keys.get("plan.0.local.private", {}).get("epsilon") for arm in questions["private"].arms}
     assert {8.0, 3.0} <= private
     assert questions["sizes"].sizes == (50, 100, 200)
+
+
+def test_an_arm_with_another_harmonisation_has_the_stages_of_it() -> None:
+    """With and without ComBat, as two arms: the stages that come first are those of the arm's own columns."""
+    for own, told in ((None, {"covariates": ["age", "sex"]}), ({"covariates": ["age"]}, None)):
+        given = study(input=INPUT | ({"harmonise": own} if own else {}))
+        arm = Arm(name="other", method="ridge_probe", set={"input.harmonise": told})
+        other = arm.apply(given, "test")
+        check_study(other, "test")
+        names = [stage.name for stage in other.plan]
+        assert names == [*(["combat", "harmonise"] if told else []), "standardise", "probe"]
