@@ -186,6 +186,19 @@ def stop(
     commands.stop(home, server_too=server, by=(by, passphrase_file))
 
 
+@app.command("remove-person")
+def remove_person(
+    name: Annotated[str, typer.Argument(help="Who leaves, or has lost their key.")],
+    home: Annotated[Path, typer.Option(help="A server's folder, or an authority's.")] = HOME,
+    by: By = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Take a person's key out of use for ever. Another person signs it, twice; what was signed until now stands."""
+    from fedgraft.server.cli.show_actions import remove_person as carry_out
+
+    carry_out(home, name, (by, passphrase_file))
+
+
 @app.command()
 def actions(home: Annotated[Path, typer.Option(help="A server's folder, or an authority's.")] = HOME) -> int:
     """Who did what with a server or an authority: exit code 1 if a line is not as it was signed."""

@@ -1,4 +1,4 @@
-"""What `fedgraft server actions` shows."""
+"""What `fedgraft server actions` shows, and who may no longer be in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from fedgraft.common.base.console.terminal import ERR, say
 from fedgraft.common.base.files import canonical_json
 from fedgraft.common.identity.persons import fingerprint_of
-from fedgraft.server.provisioning.actions import ActionLog
+from fedgraft.server.provisioning.actions import ActionLog, ByWhom
 
 
 def show_actions(home: Path) -> int:
@@ -22,3 +22,9 @@ def show_actions(home: Path) -> int:
     if not log.entries():
         say("Nobody has done anything yet.")
     return 1 if faults else 0
+
+
+def remove_person(home: Path, name: str, by: ByWhom) -> None:
+    """Remove a person of a server or an authority."""
+    ActionLog(home).remove_person(name, by)
+    say(f"{name} signs nothing here any more. What they had signed stands.")

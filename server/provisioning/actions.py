@@ -20,14 +20,14 @@ from fedgraft.common.base.files import canonical_json, is_there, locked, sha256_
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe
 from fedgraft.common.identity.author import author
-from fedgraft.common.identity.person_book import PersonBook
-from fedgraft.common.identity.persons import Signed
+from fedgraft.common.identity.person_book import PersonBook, Removal
+from fedgraft.common.identity.persons import Signed, words_digest
 
 ACTIONS = "actions.jsonl"
 _FIRST = "0" * 64
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-ActionKind = Literal["ask", "run", "resume", "stop", "enrol", "revoke", "renew"]
+ActionKind = Literal["ask", "run", "resume", "stop", "enrol", "revoke", "renew", "remove person"]
 ByWhom = tuple[str | None, Path | None]
 """A name as it was typed, and the file of its passphrase."""
 NOBODY: ByWhom = (None, None)
@@ -90,6 +90,28 @@ class ActionLog:
             line = line.model_copy(update={"hash": line.seal()})
             before = self.path.read_bytes() if known else b""
             write_atomic(self.path, before + canonical_json(line.model_dump(mode="json")) + b"\n")
+
+    def remove_person(self, name: str, by: ByWhom) -> None:
+        """Take a person's key out of use for ever; the lines that they have signed stand. Another person signs it.
+
+        InputError if nobody else does, or there is no such person.
+        """
+        book = PersonBook(self._folder)
+        others = [one.name for one in book.all() if one.name != name]
+        who = author(self._folder, *by, required=True)
+        if who is None or who.name not in others:
+            fix = f"--by NAME; there are: {', '.join(others) or 'nobody else: fedgraft person add NAME'}."
+            raise InputError(f"Another person signs that {name} is removed.", fix=fix)
+        person = book.named(name)
+        lines = [
+            line for line in self.entries() if line.signed is not None and person and line.signed.key == person.key
+        ]
+        stands = [words_digest(line.by, line.words()) for line in lines]
+
+        def first(removal: Removal) -> None:
+            self.record(by, "remove person", {"person": removal.removed, "key": removal.key})
+
+        book.remove(name, stands, (who.name, who.passphrase), first)
 
     def entries(self) -> tuple[Action, ...]:
         """All lines, believed or not. InputError for one that cannot be read."""

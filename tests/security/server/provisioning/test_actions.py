@@ -12,7 +12,7 @@ import pytest
 
 from fedgraft.common.base.files import CONFIGS
 from fedgraft.common.identity.person_book import PersonBook
-from fedgraft.common.identity.persons import PersonKey, new_person_key, signed_by
+from fedgraft.common.identity.persons import PersonKey, new_person_key, open_person_key, signed_by
 from fedgraft.server.provisioning.actions import ACTIONS, Action, ActionLog
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.provision import Authority
@@ -185,6 +185,29 @@ def test_whoever_changes_the_file_is_found_out(written, tmp_path, lie, again):
     lines = sealed_again(lines) if again else lines
     (folder / ACTIONS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert ActionLog(folder).faults() != []
+
+
+@pytest.mark.slow
+def test_a_person_who_was_removed_signs_nothing_more_and_what_they_did_stands(command, written, tmp_path):
+    kits = Path(shutil.copytree(written, tmp_path / "kits"))
+    folder, phrase = kits / "authority", kits / "phrase"
+    before = content(folder)
+    for by in ((), signed_for("lead", phrase), signed_for("stranger", phrase)):
+        assert command("server", "remove-person", "lead", "--home", folder, *by)[0] == 2
+    assert command("server", "remove-person", "none", "--home", folder, *signed_for("lead", phrase))[0] == 2
+    assert content(folder) == before
+    assert command("server", "remove-person", "lead", "--home", folder, *signed_for("deputy", phrase))[0] == 0
+    assert ActionLog(folder).entries()[-1].action == "remove person"
+    assert ActionLog(folder).faults() == []
+    assert command("server", "renew", "north", "--out", kits, *signed_for("lead", phrase))[0] == 2
+    assert "Another person" in command("server", "remove-person", "deputy", "--home", folder, "--by", "deputy")[2]
+    # With the removed key, which is still in its file, at the end of the log.
+    lines = [json.loads(line) for line in (folder / ACTIONS).read_text().splitlines()]
+    lines = sealed_again([*lines, lines[0] | {"about": {"site": "east"}}])
+    key = open_person_key(folder / "persons" / "lead.key", PHRASE)
+    lines[-1]["signed"] = signed_by("lead", key, Action.model_validate(lines[-1]).words()).model_dump(mode="json")
+    (folder / ACTIONS).write_text("".join(json.dumps(line) + "\n" for line in sealed_again(lines)))
+    assert ActionLog(folder).faults() == ["line 6: lead, as this folder knows them, has not signed it"]
 
 
 def test_the_log_of_another_server_is_found_out(command, written, tmp_path):
