@@ -101,7 +101,7 @@ def approve(folder: Path, digest: str, name: str = "", by: Author | None = None,
     """
     known = read_approvals(folder)
     there = next((one for one in known if one.digest == digest and one.withdrawn is None), None)
-    if there is not None and (by is None or not by.signs or there.signed is not None):
+    if there is not None and (by is None or not by.signs or _is_signed(folder, there)):
         return there
     now = _now()
     approval = Approval(study=name, digest=digest, approved=now, by=None if by is None else by.name)

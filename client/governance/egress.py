@@ -39,11 +39,20 @@ from fedgraft.common.protocol.instructions import (
 )
 
 Kind = Literal[
-    "answer", "greeting", "update", "secure_aggregation", "refusal", "ping", "error", "settlement", "release"
+    "answer",
+    "greeting",
+    "update",
+    "secure_aggregation",
+    "refusal",
+    "ping",
+    "error",
+    "settlement",
+    "release",
+    "person_removed",
 ]
 """What was sent. A settlement was not: it is what people decided after records were lost; nor was a release, which is
-what a person decided about an answer that is held."""
-DECISIONS = ("settlement", "release")
+what a person decided about an answer that is held, nor that a person of the site was removed."""
+DECISIONS = ("settlement", "release", "person_removed")
 """Kinds of lines that tell of no message."""
 
 FIRST = Mark(0, "0" * 64)
@@ -133,6 +142,10 @@ class EgressLog:
     def decided(self, study: str, exchange: int, words: Mapping[str, Any]) -> None:
         """Put on record what a person decided about a held answer: who, what, and the answer's digest."""
         self._append(_Line(study, exchange, "release", "a person at the site decided", words))
+
+    def removed(self, words: Mapping[str, Any]) -> None:
+        """Put on record that a person is none of the site's any more: the book's whole entry."""
+        self._append(_Line("", 0, "person_removed", "people at the site decided", words))
 
     def settle(self, words: Mapping[str, Any]) -> None:
         """Put on record what people decided about records that were lost, and take the log as it is from now on."""

@@ -54,7 +54,7 @@ def site(hospitals, tmp_path: Path) -> Iterator[PlayedSite]:
 
 
 def wrong(site: PlayedSite) -> tuple[str, ...]:
-    return Records(site.config, exchanges_of).contradictions()
+    return Records(site.config, site.home, exchanges_of).contradictions()
 
 
 def spent(site: PlayedSite) -> float:
