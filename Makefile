@@ -12,17 +12,20 @@ QUICK := not slow and not learning and not ray and not gpu and not deployment
 simulate: $(VENV)/installed
 	$(BIN)/fedgraft simulate configs/studies/quickstart.yaml --out runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
+# Three workers for two cores: one of them waits for servers nearly all the time (tests/helpers/schedule.py).
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 3
 
 fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 -m "$(QUICK)" $(if $(ROOM),$(or $(wildcard tests/*/$(ROOM)),$(error no tests lie in tests/*/$(ROOM))))
 
 # What CI tries at the same moments every time, at moments of its own; NIGHTS times. A failure prints FEDGRAFT_KILLS=…
+# And laws that hold for any input, for other inputs than CI's.
 NIGHTS ?= 5
 nightly: $(VENV)/installed-dev
 	for night in $$(seq $(NIGHTS)); do \
-	  FEDGRAFT_KILLS=random $(BIN)/python -m pytest tests/deployment/test_kills.py || exit 1; done
+	  FEDGRAFT_KILLS=random $(BIN)/python -m pytest tests/deployment/test_kills.py || exit 1; \
+	  $(BIN)/python -m pytest --hypothesis-profile nightly $$(grep -rlE '^ *@given' tests) || exit 1; done
 
 # Breaks one thing at a time in PATHS and runs the quick tests of its room; what nobody notices is printed.
 PATHS ?= server/aggregation common/metrics client/data/cohorts client/privacy client/data/decoding
@@ -64,8 +67,9 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+# Not compiled: that takes a minute for all of it, and Python compiles the part that is used when it is used.
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[dev,ray]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[dev,ray]"
 	touch $@ $(VENV)/installed
 
 clean:

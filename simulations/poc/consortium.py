@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 
 from fedgraft.client.cli.governance_commands import decide
 from fedgraft.client.enrolment.edit_yaml import change_values
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.enrolment.join import join
 from fedgraft.client.enrolment.members import Members, update_roster
-from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import write_atomic
 from fedgraft.common.identity.keys import fingerprint, public_pem
 from fedgraft.common.study.study import Study
@@ -24,6 +25,7 @@ from fedgraft.server.provisioning.provision import Authority
 from fedgraft.simulations.engines.run import OPEN, Hospitals, allowing, code_of
 
 _HOST, _LISTEN = "localhost", "127.0.0.1"
+_GIVEN_TO_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,20 @@ def first(hospitals: Hospitals, count: int) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of the loopback address on which nobody listens."""
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((_LISTEN, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Different ports of the loopback address on which nobody listens.
+
+    They lie below those that the system gives to connections: nobody is given one before the server listens there.
+    """
+    try:
+        first = int(_GIVEN_TO_CONNECTIONS.read_text(encoding="ascii").split()[0])
+    except OSError:  # not Linux: they begin higher up
+        first = 32768
+    first = max(first, 2048)  # below 1024 nobody may listen
+    found: list[int] = []
+    for port in SystemRandom().sample(range(max(1024, first - 12000), first), k=min(1024, first - 1024)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((_LISTEN, port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RunError("Hardly a port of this machine is free.", fix="End some of the programs that listen.")
