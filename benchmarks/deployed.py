@@ -2,15 +2,19 @@
 
     python -m benchmarks.deployed
 
-Prints, for every round but the first, its seconds and those of the slowest site's visit; the rest is overhead.
+Prints, for every round but the first, its seconds and those of the slowest site's visit; the rest is overhead. And
+the CPU seconds that a round costs each of the processes, of which a busy machine changes less.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +26,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from fedgraft.client.data.spec import CohortSpec  # noqa: E402
 from fedgraft.common.study.study import parse_study  # noqa: E402
 from fedgraft.simulations.engines.run import Hospitals  # noqa: E402
-from helpers.federation import Federation  # noqa: E402 - the test suite's own way to found a federation
+from helpers.federation import Federation, children, line_of  # noqa: E402 - the test suite's own way to found a federation
 
 SITES, ROUNDS = ("east", "north", "south"), 6
+PROCESSES = {"server start": "gate", "operations.superlink": "superlink", "flwr-serverapp": "run"}
+"""By words of their command lines the server's processes."""
+
 STUDY = {
     "name": "overhead",
     "tasks": [{"name": "cls", "classes": ["dark", "light"]}],
@@ -46,7 +53,10 @@ def main() -> None:
             federation.admit(study, *SITES)
             for name in SITES:
                 federation.start_site(name)
+            watch = CpuWatch(federation)
+            watch.start()
             federation.run(study)
+            watch.join()
         finally:
             federation.end()
         rounds = [row["seconds"] for row in federation.history()][1:ROUNDS]
@@ -55,7 +65,48 @@ def main() -> None:
         overhead = [round(total - work, 2) for total, work in zip(rounds, works, strict=True)]
         mb = federation.history()[1]["bytes_up"] / 3e6
         facts = {"mb_per_site": round(mb, 1), "rounds_s": rounds, "work_s": works, "overhead_s": overhead}
-        print(json.dumps(facts | {"median_s": float(np.median(overhead))}))
+        print(json.dumps(facts | {"median_s": float(np.median(overhead)), "cpu_s_a_round": watch.figures()}))
+
+
+class CpuWatch(threading.Thread):
+    """Notes the CPU seconds of all processes at the end of the first round and of the last but one."""
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(daemon=True)
+        self._federation = federation
+        self._notes: list[dict[str, float]] = []
+
+    def run(self) -> None:
+        """Wait for the rounds."""
+        for rounds in (1, ROUNDS - 1):
+            while not (self._federation.root / "run").exists() or len(self._federation.history()) < rounds:
+                time.sleep(0.02)
+            self._notes.append(self._cpu())
+
+    def figures(self) -> dict[str, float]:
+        """CPU seconds a round by process: the server's three, and the mean of the sites."""
+        first, last = self._notes
+        each = {name: round((last[name] - first[name]) / (ROUNDS - 2), 2) for name in last}
+        server = round(sum(each[name] for name in PROCESSES.values()), 2)
+        return each | {"server_a_site": round(server / len(SITES), 2)}
+
+    def _cpu(self) -> dict[str, float]:
+        found = dict.fromkeys(PROCESSES.values(), 0.0) | {"site": 0.0}
+        started = self._federation.processes
+        family = {started["server"].pid, *children(started["server"].pid, "")}
+        for process in family:
+            line = line_of(process)
+            for words, name in PROCESSES.items():
+                if words in line and "supervise" not in line:
+                    found[name] += _seconds(process)
+        for site in SITES:
+            found["site"] += sum(map(_seconds, [started[site].pid, *children(started[site].pid, "")])) / len(SITES)
+        return found
+
+
+def _seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _hospitals(root: Path) -> Hospitals:
@@ -71,7 +122,7 @@ def _hospitals(root: Path) -> Hospitals:
 
 
 def _visits(log: str) -> list[float]:
-    return [float(found) for found in re.findall(r"train\.visit answered after ([0-9.]+) s", log)]
+    return [float(found) for found in re.findall(r"train\.visit' answered after ([0-9.]+) s", log)]
 
 
 if __name__ == "__main__":

@@ -83,8 +83,6 @@ class Waits(Generic[Answer]):
         answer = await asked()
         if is_empty(answer):
             self._empty[name] = _Empty(question, rung, now, answer)
-        else:
-            self._empty.pop(name, None)
         return answer
 
     async def _silent(self, before: _Empty[Answer]) -> bool:
