@@ -33,6 +33,7 @@ def pages() -> dict[str, str]:
     from fedgraft.client.enrolment.config import SiteConfig
     from fedgraft.common.study.study import Study
     from fedgraft.server.provisioning.consortium import Consortium
+    from fedgraft.server.watch.login.page_settings import PageSettings
     from fedgraft.simulations.compare.question import Question
     from fedgraft.simulations.phantoms.scenario import Scenario
 
@@ -50,6 +51,11 @@ def pages() -> dict[str, str]:
         "site": (SiteConfig, "A site's keys", "What a hospital's `site.yaml` may say. It never leaves the hospital."),
         "scenario": (Scenario, "A scenario's keys", "The hospitals of a simulation."),
         "consortium": (Consortium, "A consortium's keys", "Who takes part, and where the server is reached."),
+        "page": (
+            PageSettings,
+            "A live page's keys",
+            "How others reach it and log in: `page.yaml` of the server's folder.",
+        ),
     }
     made = {f"reference/{name}.md": keys_page(*about) for name, about in files.items()}
     return made | {"reference/commands.md": commands_page(), "reference/api.md": api_page()}

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedgraft.client.cli.pull_command import pull
 from fedgraft.common.base.console.command_line import command_group
 
 if TYPE_CHECKING:
     pass
 
 app = command_group("A hospital's site: join, check, approve, start.")
+app.command("pull")(pull)
 
 
 def _home() -> Path:

@@ -72,7 +72,7 @@ def show_egress(folder: Path, number: int | None, *, as_json: bool) -> None:
         _show_entry(entries[0])
     else:
         _show_entries(entries)
-    demand_agreement(config)
+    demand_agreement(config, folder)
 
 
 def _show_account(account: Budget) -> None:

@@ -126,7 +126,7 @@ def start(home: Path, *, as_json: bool) -> None:
     start_logs(site.path / "logs" / "site.log", as_json=as_json)
     with contextlib.suppress(StudyError):  # what is wrong with the site's file, its answers say
         config = read_config(site.config)
-        demand_agreement(config)
+        demand_agreement(config, site.config.parent)
         forget_features(config.state)
     stop = threading.Event()
 

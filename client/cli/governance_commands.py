@@ -18,6 +18,7 @@ from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
 from fedgraft.client.governance.about_data import about_data
 from fedgraft.client.governance.approval import Approval, approve, is_approved, withdraw
 from fedgraft.client.governance.pending_studies import find_study
+from fedgraft.client.governance.persons.removing import approver_removed
 from fedgraft.client.governance.plugins import allowed_to_look, demand_plugins, demand_readers, installed_plugins
 from fedgraft.client.governance.review import in_words, review
 from fedgraft.client.governance.verdict import StudyVerdict, judge
@@ -101,7 +102,9 @@ def review_study(folder: Path | None, ref: str, *, as_json: bool) -> None:
 def approve_study(folder: Path | None, ref: str, by: tuple[str | None, Path | None] = (None, None)) -> None:
     """Record that a study may run here, and say what that means. PolicyError if the site's own policy refuses it."""
     content, approval = decide(folder, ref, by)
-    for line in in_words(content | {"approved": True}):
+    for line in in_words(
+        content | {"approved": True, "approver_removed": approver_removed(site_home(folder), approval.digest)}
+    ):
         say(line)
     who = "" if approval.by is None else f" by {approval.by}" + (", signed" if approval.signed is not None else "")
     say(f"\nApproved on {approval.approved}{who}.")
@@ -152,7 +155,7 @@ def _reviewed(home: Path, config: SiteConfig, study: Study, ref: str) -> dict[st
         verdict,
         approved=is_approved(home, study.digest, by_person=config.policy.persons == "required"),
     )
-    return content | {"data": data}
+    return content | {"data": data, "approver_removed": approver_removed(home, study.digest)}
 
 
 def show_plugins(folder: Path | None, *, as_json: bool) -> None:

@@ -39,9 +39,28 @@ def add(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         persons.add_with_passphrase(home, name, new_passphrase_file, voucher)
 
 
+@app.command("remove")
+def remove(
+    home: Home,
+    name: Annotated[str, typer.Argument(help="Who leaves, or has lost their key.")],
+    revoke: Annotated[
+        bool, typer.Option("--revoke", help="Withdraw the approvals that they have signed, too.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Nobody else can sign: the removal is on record as in nobody's name.")
+    ] = False,
+    by: By = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Take a person's key out of use for ever. Another person signs it; what was signed until now stands."""
+    from fedgraft.client.cli import person_commands as persons
+
+    persons.remove(home, name, (by, passphrase_file), revoke=revoke, force=force)
+
+
 @app.command("list")
 def show(home: Home) -> None:
-    """Who is in the book, by which key, and who added them."""
+    """Who is in the book, by which key, who added them, and who was removed."""
     from fedgraft.client.cli import person_commands as persons
 
     persons.show(home)

@@ -31,9 +31,9 @@ def settle_records(folder: Path | None, by: str | None) -> int:
     return 0
 
 
-def demand_agreement(config: SiteConfig) -> None:
-    """LedgerError if the site's records do not agree."""
-    if found := Records(config, exchanges_of).contradictions():
+def demand_agreement(config: SiteConfig, home: Path) -> None:
+    """LedgerError if the site's records do not agree; `home` is the folder of the site's file."""
+    if found := Records(config, home, exchanges_of).contradictions():
         raise LedgerError(found[0], fix=SETTLE)
 
 

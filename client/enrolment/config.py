@@ -79,7 +79,7 @@ class SiteConfig(BaseModel):
     server: ServerAddress | None = None
     """Where the coordinator is; the site cannot start without."""
     sync: bool = True
-    """Wait for the disk before a message leaves, so that the egress log outlives a loss of power as well."""
+    """Wait for the disk before a message leaves, so that the site's records outlive a loss of power as well."""
     many_studies: bool = False
 
     def folder(self, digest: str) -> Path:
@@ -88,7 +88,7 @@ class SiteConfig(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write the file, readable by its owner alone."""
-        write_atomic(path, json.dumps(self.model_dump(mode="json"), indent=1).encode(), private=True)
+        write_atomic(path, json.dumps(self.model_dump(mode="json"), indent=1).encode(), private=True, sync=self.sync)
 
     def below(self, folder: Path) -> SiteConfig:
         """The same with relative paths counted from `folder`, and `~` meaning the person's own."""

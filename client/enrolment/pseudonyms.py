@@ -23,10 +23,11 @@ _SPLITS = "splits.csv"
 
 def place_of(config: SiteConfig, study: str) -> Place:
     """Where a site keeps what it has of the study with that digest, and its key, drawn if there is none yet."""
-    return Place(config.folder(study), config.cache, patient_key(config.state))
+    key = patient_key(config.state, sync=config.sync)
+    return Place(config.folder(study), config.cache, key, sync=config.sync)
 
 
-def patient_key(state: Path) -> bytes:
+def patient_key(state: Path, *, sync: bool = True) -> bytes:
     """The key in a site's state folder. DataError if it is damaged, or gone while patients are known by it."""
     path = state / _NAME
     if not path.exists():
@@ -35,7 +36,7 @@ def patient_key(state: Path) -> bytes:
                 f"{path}: is gone, but patients were split under it.",
                 fix="Restore it from a backup: under another key every patient would be somebody new.",
             )
-        keep_key(state, os.urandom(_BYTES))
+        keep_key(state, os.urandom(_BYTES), sync=sync)
     try:
         text = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
@@ -45,11 +46,11 @@ def patient_key(state: Path) -> bytes:
     return bytes.fromhex(text)
 
 
-def keep_key(state: Path, key: bytes) -> None:
+def keep_key(state: Path, key: bytes, *, sync: bool = True) -> None:
     """Write the key, readable by its owner alone, unless there is one: of two processes the first one's counts."""
     make_folder(state)
     fresh = state / f".{_NAME}.{os.urandom(4).hex()}"
-    write_atomic(fresh, key.hex().encode() + b"\n", private=True)
+    write_atomic(fresh, key.hex().encode() + b"\n", private=True, sync=sync)
     try:
         os.link(fresh, state / _NAME)
     except FileExistsError:

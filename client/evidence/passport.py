@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,14 @@ from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.environment import code_digest, fedgraft_version
 from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.evidence.audit_sheet import NOT_TESTED
+from fedgraft.common.identity.person_book import PersonBook
 from fedgraft.common.plugins.registry import loaded_digest
 from fedgraft.common.privacy.accountant import epsilon
 
 
 def passport(statement: Statement) -> dict[str, dict[str, Any]]:
     """The parts of the passport, in their order. LedgerError if the site's records do not agree."""
-    if found := Records(statement.config, exchanges_of).contradictions():
+    if found := Records(statement.config, statement.home, exchanges_of).contradictions():
         raise LedgerError(found[0], fix=SETTLE)
     return {
         "study": _study(statement),
@@ -49,6 +51,7 @@ def _study(statement: Statement) -> dict[str, Any]:
         "approved": newest.get("approved"),
         "approved_by": newest.get("by"),
         "approval_signed": newest.get("signed"),
+        "approver_removed": _removed(statement, newest.get("signed")),
         "exchanges": len(exchanges),
         "secure_aggregation": study.secure_aggregation,
     }
@@ -82,10 +85,20 @@ def _egress(statement: Statement) -> dict[str, Any]:
 
 def _releases(statement: Statement) -> dict[str, Any]:
     """Who released what and when, as the log says it, and what waits for a person still."""
-    decided = [{"exchange": entry.exchange, **entry.words} for entry in statement.sent if entry.kind == "release"]
+    decided = [
+        {"exchange": entry.exchange, **entry.words, "removed": _removed(statement, entry.words.get("signed"))}
+        for entry in statement.sent
+        if entry.kind == "release"
+    ]
     held = HeldAnswers(statement.config.state, statement.study.digest).all()
     waiting = [one.exchange for one in held if one.decision is None]
     return {"policy": statement.config.policy.release, "decided": decided, "waiting": waiting}
+
+
+def _removed(statement: Statement, signed: Mapping[str, Any] | None) -> str | None:
+    """Since when whoever signed is none of the site's persons any more; None if they are."""
+    gone = None if signed is None else PersonBook(statement.home).removal_of(signed["key"])
+    return None if gone is None else gone.at
 
 
 def _size(entry: EgressEntry) -> int:

@@ -93,22 +93,22 @@ def _approved(folder: str, _version: tuple[int, int, int]) -> tuple[Approval, ..
         return ()
 
 
-def approve(folder: Path, digest: str, name: str = "", by: Author | None = None) -> Approval:
+def approve(folder: Path, digest: str, name: str = "", by: Author | None = None, *, sync: bool = True) -> Approval:
     """Record that the study of this digest may run here; the record that there is, if it was approved before.
 
     `name` is what the study calls itself, for people; `by` who approves it, whose signature takes the place of an
-    approval without one.
+    approval without one. Without `sync` the record does not outlive a loss of power.
     """
     known = read_approvals(folder)
     there = next((one for one in known if one.digest == digest and one.withdrawn is None), None)
-    if there is not None and (by is None or not by.signs or there.signed is not None):
+    if there is not None and (by is None or not by.signs or _is_signed(folder, there)):
         return there
     now = _now()
     approval = Approval(study=name, digest=digest, approved=now, by=None if by is None else by.name)
     if by is not None:
         approval = approval.model_copy(update={"signed": by.sign(approval.words())})
     before = (one.model_copy(update={"withdrawn": now}) if one is there else one for one in known)
-    _write(folder, (*before, approval))
+    _write(folder, (*before, approval), sync=sync)
     return approval
 
 
@@ -122,9 +122,9 @@ def withdraw(folder: Path, digest: str) -> Approval:
     return ended[digest]
 
 
-def _write(folder: Path, approvals: tuple[Approval, ...]) -> None:
+def _write(folder: Path, approvals: tuple[Approval, ...], *, sync: bool = True) -> None:
     make_folder(folder)
-    write_json(folder / _FILE, [one.model_dump(mode="json") for one in approvals], private=True)
+    write_json(folder / _FILE, [one.model_dump(mode="json") for one in approvals], private=True, sync=sync)
 
 
 def _now() -> str:

@@ -21,10 +21,11 @@ from typing import Any, Literal, assert_never
 import numpy as np
 
 from fedgraft.client.governance.egress_files import EgressFiles
-from fedgraft.client.privacy.ledger.hash_chain import STUCK, Mark, read_witness, write_witness
+from fedgraft.client.privacy.ledger.hash_chain import STUCK, Mark
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import ledger_mark
 from fedgraft.client.privacy.ledger.small_records import small_records
+from fedgraft.client.privacy.ledger.witness_slots import read_slots, write_slots
 from fedgraft.common.base.errors import LedgerError
 from fedgraft.common.base.files import canonical_json
 from fedgraft.common.protocol.answers import SiteAnswer
@@ -38,11 +39,20 @@ from fedgraft.common.protocol.instructions import (
 )
 
 Kind = Literal[
-    "answer", "greeting", "update", "secure_aggregation", "refusal", "ping", "error", "settlement", "release"
+    "answer",
+    "greeting",
+    "update",
+    "secure_aggregation",
+    "refusal",
+    "ping",
+    "error",
+    "settlement",
+    "release",
+    "person_removed",
 ]
 """What was sent. A settlement was not: it is what people decided after records were lost; nor was a release, which is
-what a person decided about an answer that is held."""
-DECISIONS = ("settlement", "release")
+what a person decided about an answer that is held, nor that a person of the site was removed."""
+DECISIONS = ("settlement", "release", "person_removed")
 """Kinds of lines that tell of no message."""
 
 FIRST = Mark(0, "0" * 64)
@@ -62,7 +72,7 @@ _FIELDS = (
     "known",
     "previous",
 )
-_WITNESS = "egress.json"
+_WITNESS = "egress.witness"
 
 
 @dataclass(frozen=True)
@@ -86,10 +96,7 @@ class EgressEntry:
     known: Mapping[str, Sequence[str]]
     previous: str
     hash: str = ""
-
-    def seal(self) -> str:
-        """SHA-256 of all that the line says and of the line before it, 64 hex digits."""
-        return hashlib.sha256(self.content()).hexdigest()
+    """SHA-256 of all that the line says and of the line before it, 64 hex digits."""
 
     def content(self) -> bytes:
         """All that the line says but its own hash, as canonical JSON."""
@@ -136,6 +143,10 @@ class EgressLog:
         """Put on record what a person decided about a held answer: who, what, and the answer's digest."""
         self._append(_Line(study, exchange, "release", "a person at the site decided", words))
 
+    def removed(self, words: Mapping[str, Any]) -> None:
+        """Put on record that a person is none of the site's any more: the book's whole entry."""
+        self._append(_Line("", 0, "person_removed", "people at the site decided", words))
+
     def settle(self, words: Mapping[str, Any]) -> None:
         """Put on record what people decided about records that were lost, and take the log as it is from now on."""
         self._append(_Line("", 0, "settlement", f"decided by {words['by']}", words), unseen=True)
@@ -148,8 +159,8 @@ class EgressLog:
         first, *others = self._witnesses
         copies = [path for path in others if os.path.exists(path)]  # noqa: PTH110 - asked at every visit
         if not os.path.exists(first) and not any(self._files.sizes().values()):  # noqa: PTH110
-            return [read_witness(path) for path in copies]
-        return [read_witness(path) for path in (first, *copies)]
+            return [read_slots(path) for path in copies]
+        return [read_slots(path) for path in (first, *copies)]
 
     def _append(self, line: _Line, *, unseen: bool = False) -> None:
         with self._files.appending() as descriptor:
@@ -160,7 +171,7 @@ class EgressLog:
             known = {name: sorted(words) for name, words in small_records(self._path.parent).items()}
             content = _entry(last, at, line, self._ledger(line), known).content()
             seal = hashlib.sha256(content).hexdigest()
-            data = content[:-1] + f',"hash":"{seal}"}}\n'.encode()
+            data = content[:-1] + _end(seal)
             written = os.write(descriptor, data)
             if written != len(data):
                 os.ftruncate(descriptor, size)
@@ -175,7 +186,7 @@ class EgressLog:
     def _bear_witness(self, mark: Mark) -> None:
         for path in self._witnesses:
             if path is self._witnesses[0] or path.parent.is_dir():
-                write_witness(path, mark, sync=self._sync)
+                write_slots(path, mark, sync=self._sync)
 
     def _is_sound(self, last: Mark) -> bool:
         """Whether the log up to its last line holds what its witnesses saw. If not, they stay as they are."""
@@ -217,7 +228,7 @@ class EgressLog:
                 return  # a message that was being written when the site was killed, and so never left
             number = mark.seq + 1
             entry = self._parsed(line, number)
-            if entry.seq != number or entry.previous != mark.hash or entry.seal() != entry.hash:
+            if entry.seq != number or entry.previous != mark.hash or not _is_sealed(line, entry.hash):
                 raise LedgerError(f"{self._path}: line {number} was changed, or lines before it are gone.")
             mark, size = Mark(number, entry.hash), size + len(line)
             yield entry, size
@@ -239,6 +250,17 @@ class EgressLog:
             return size, FIRST
         last = self._parsed(line, 0)
         return size, Mark(last.seq, last.hash)
+
+
+def _end(seal: str) -> bytes:
+    """What stands in a line after all that its seal is of."""
+    return f',"hash":"{seal}"}}\n'.encode()
+
+
+def _is_sealed(line: bytes, seal: str) -> bool:
+    """Whether a line is as it was sealed, to the last byte."""
+    end = _end(seal)
+    return line.endswith(end) and hashlib.sha256(line[: -len(end)] + b"}").hexdigest() == seal
 
 
 def _line(study: str, answer: SiteAnswer | Greeting | Answer, why: str) -> _Line:

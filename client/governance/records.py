@@ -15,6 +15,7 @@ from typing import Any
 
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.egress import FIRST, EgressEntry, EgressLog
+from fedgraft.client.governance.persons.settling import removals_in
 from fedgraft.client.governance.release.held_answers import HeldAnswers
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.hash_chain import Mark, Row
@@ -23,6 +24,7 @@ from fedgraft.client.privacy.ledger.small_records import small_records
 from fedgraft.client.privacy.masking.used_masks import MaskBook
 from fedgraft.common.base.disk import listed
 from fedgraft.common.base.errors import InputError, LedgerError
+from fedgraft.common.identity.person_book import PersonBook
 from fedgraft.common.protocol.instructions import Code
 
 TakenUp = Callable[[SiteConfig, str], frozenset[int]]
@@ -42,6 +44,8 @@ class _AlreadySaid:
     greeted: set[str] = field(default_factory=set)
     small: dict[str, set[str]] = field(default_factory=dict)
     refused: set[tuple[str, int]] = field(default_factory=set)
+    removed: dict[str, str] = field(default_factory=dict)
+    """Whom people removed from the book of persons, by the digest of its entry."""
 
     def add(self, entry: EgressEntry) -> None:
         """Take in the next line."""
@@ -49,6 +53,7 @@ class _AlreadySaid:
             self.ledger[int(entry.ledger["seq"])] = str(entry.ledger["hash"])
         for name, words in entry.known.items():
             self.small.setdefault(name, set()).update(words)
+        self.removed.update({one.digest: one.removed for one in removals_in(entry.kind, entry.words)})
         if entry.kind == "greeting":
             self.greeted.add(entry.study)
         elif entry.kind == "release" and entry.words.get("decision") == "refused":
@@ -62,8 +67,10 @@ class _AlreadySaid:
 class Records:
     """The records of one site. Remembers how far it has read the log, so that asking again is quick."""
 
-    def __init__(self, config: SiteConfig, taken_up: TakenUp, log: EgressLog | None = None) -> None:
+    def __init__(self, config: SiteConfig, home: Path, taken_up: TakenUp, log: EgressLog | None = None) -> None:
+        """`home` is the folder of the site's file, in which the book of its persons lies."""
         self._config = config
+        self._persons = PersonBook(home)
         self._taken_up = taken_up
         self._log = log or EgressLog(config.state, config.witness, sync=config.sync)
         self._held = Held.of(config.state, config.witness)
@@ -103,6 +110,7 @@ class Records:
         yield from self._ledger(replies)
         yield from self._masks()
         yield from self._small()
+        yield from self._removed()
         known = self._told.exchanges.keys() | self._told.greeted | self._charged.keys()
         for study in known if studies is None else studies:
             yield from self._study(study)
@@ -151,6 +159,20 @@ class Records:
         for name, words in self._told.small.items():
             if forgotten := words - now[name]:
                 yield f"{name} does not have {len(forgotten)} entries that the egress log tells of."
+
+    def _removed(self) -> Iterator[str]:
+        """An older book would let in again whom people removed; one with more could lock out whom nobody did."""
+        told = self._told.removed
+        try:
+            there = {one.digest: one.removed for one in self._persons.removals()}
+        except InputError as error:
+            if told:
+                yield str(error)
+            return
+        for digest in told.keys() - there.keys():
+            yield f"The book of persons does not have the removal of {told[digest]} that the egress log tells of."
+        for digest in there.keys() - told.keys():
+            yield f"The book of persons has a removal of {there[digest]} that the egress log does not tell of."
 
     def _study(self, study: str) -> Iterator[str]:
         done = self._told.exchanges.get(study, set()) | self._charged.get(study, set())

@@ -189,6 +189,8 @@ def _cost(config: SiteConfig, verdict: StudyVerdict | None) -> dict[str, Any] | 
 def in_words(content: dict[str, Any]) -> list[str]:
     """The review as lines that `site review` prints: what runs, what leaves, what it costs."""
     state = "approved here" if content["approved"] else "not approved here"
+    if content["approved"] and (gone := content.get("approver_removed")):
+        state += f" by {gone['name']}, who was removed on {gone['since']}"
     start = content["weights"] or "random entries"
     tasks = "; ".join(f"{task} ({', '.join(classes)})" for task, classes in content["tasks"].items())
     code = " and ".join(["fedgraft", *content["plugins"]]).replace("fedgraft and ", "fedgraft, and ")

@@ -18,6 +18,7 @@ from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.approval import read_approvals
 from fedgraft.client.governance.egress import EgressLog
 from fedgraft.client.governance.egress_files import EgressFiles
+from fedgraft.client.governance.persons.settling import removals_in, remove_again
 from fedgraft.client.governance.records import Records, TakenUp, kept_answers
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import Ledger, read_account, salvage
@@ -25,6 +26,7 @@ from fedgraft.client.privacy.ledger.small_records import ANSWERED, PUBLIC, SHOWN
 from fedgraft.client.privacy.ledger.spending import Account, Spending, largest, missing
 from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.base.files import sha256_file
+from fedgraft.common.identity.person_book import Removal
 from fedgraft.common.privacy.accountant import Event, Unit, epsilon, noise_for
 
 _MOST_NOISE = 1e5
@@ -50,6 +52,10 @@ class Settlement:
     """The studies that count as shown coarse counts: under a policy that shows them, all that had begun."""
     answered: tuple[str, ...]
     """What was answered to those who asked what the site could supply, as the log tells of it."""
+    removed: tuple[Removal, ...]
+    """Whom the log tells of as removed from the book of persons."""
+    home: Path
+    """Where that book lies."""
     sound: bool
     """Whether the ledger that is there can go on; if not, a new one begins with all that is assumed."""
 
@@ -72,7 +78,7 @@ class Settlement:
 
 def propose_settlement(config: SiteConfig, home: Path, taken_up: TakenUp) -> Settlement | None:
     """What would be assumed; None if all records agree. `home` is the folder of the site's file."""
-    found = Records(config, taken_up).contradictions()
+    found = Records(config, home, taken_up).contradictions()
     if not found:
         return None
     if config.witness is not None and not config.witness.is_dir():
@@ -95,7 +101,20 @@ def propose_settlement(config: SiteConfig, home: Path, taken_up: TakenUp) -> Set
         shown.add(SURVIVAL + UNKNOWN)
     closed, public = tuple(sorted(begun)), tuple(_small(lines, PUBLIC))
     answered = tuple(sorted(set(_small(lines, ANSWERED))))
-    return Settlement(found, delta, unit, spent, assumed, closed, public, tuple(sorted(shown)), answered, sound)
+    return Settlement(
+        found=found,
+        delta=delta,
+        unit=unit,
+        spent=spent,
+        assumed=assumed,
+        closed=closed,
+        public=public,
+        shown=tuple(sorted(shown)),
+        answered=answered,
+        removed=tuple(one for line in lines for one in removals_in(line.get("kind"), _words(line))),
+        home=home,
+        sound=sound,
+    )
 
 
 def settle(config: SiteConfig, settlement: Settlement, by: str) -> None:
@@ -109,6 +128,7 @@ def settle(config: SiteConfig, settlement: Settlement, by: str) -> None:
         "assumed": Account(settlement.delta, settlement.unit, settlement.assumed).content(),
         "epsilon": {"before": f"{settlement.before:.4g}", "after": f"{settlement.after:.4g}"},
         "closed": list(settlement.closed),
+        "removed": remove_again(settlement.home, settlement.removed),
         "log_before": {"file": set_aside[-1].name, "sha256": sha256_file(set_aside[-1])} if set_aside else None,
         "sealed_before": [{"file": path.name, "sha256": sha256_file(path)} for path in set_aside[:-1]],
     }

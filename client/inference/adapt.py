@@ -19,6 +19,7 @@ from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.governance.plugins import allowed_to_look
 from fedgraft.client.inference.adapted_model import write_adapted
 from fedgraft.client.inference.model import LoadedModel
+from fedgraft.client.training.columns.harmonise import own_effects
 from fedgraft.client.training.few_shot import (
     Given,
     TooFewShots,
@@ -74,10 +75,12 @@ def _adapt(config: SiteConfig, asked: AdaptRequest, *, as_json: bool) -> None:
     cohort = _cohort(config, reader, asked)
     chosen = _chosen(cohort, reader, asked)
     state = {key: array.copy() for key, array in state_arrays(reader.local_model.model).items()}
-    given = Given(state, reader.ood_model.sums if reader.ood_model else None)
     before = _measured(reader, cohort)
+    # What the site measures otherwise is told by all its training cases: labels say nothing of it.
+    effects = own_effects(reader.local_model, Loader(cohort, reader.input, reader.local_model.device))
+    given = Given(state | effects, reader.ood_model.sums if reader.ood_model else None)
     try:
-        entries = fitted(reader.local_model, only(cohort, chosen), reader.study, given, asked.fit, asked.seed)
+        entries = effects | fitted(reader.local_model, only(cohort, chosen), reader.study, given, asked.fit, asked.seed)
     except (TooFewCases, Diverged) as error:
         why = "there are too few training cases" if isinstance(error, TooFewCases) else "the loss became infinite"
         raise RunError(f"The model cannot be fitted: {why}.", fix="Try --fit ridge.") from None

@@ -16,7 +16,7 @@ import torch
 from fedgraft.client.data.spec import DERIVED
 from fedgraft.client.enrolment.config import is_site, read_config, read_site
 from fedgraft.client.governance.plugins import allowed_to_look
-from fedgraft.client.inference.answers import answer_row, png, thresholds
+from fedgraft.client.inference.answers import Sets, answer_row, png, said_of_sets, sets_of, thresholds
 from fedgraft.client.inference.cases import InputCase, InputCases, Reading, read_cases
 from fedgraft.client.inference.dicom.kinds import kinds_of
 from fedgraft.client.inference.export import Kind, export
@@ -54,6 +54,8 @@ class PredictRequest:
     cohort: Path | None = None
     keys: tuple[str, ...] = ()
     """key=value, of a cohort."""
+    sets: str | None = None
+    """Whose conformal sets: a site of the run, or "all"."""
 
 
 def predict(asked: PredictRequest) -> None:
@@ -80,6 +82,7 @@ def _predict(asked: PredictRequest) -> None:
         raise InputError(f"No kind of DICOM object is called {unknown[0]!r}{instead(unknown[0], DERIVED)}.")
     demand_place(asked.out)
     reader = LoadedModel(asked.model, asked.site, everything=True)
+    sets = {} if asked.sets is None else sets_of(reader, asked.sets)
     reading = _reading(asked)
     kinds = kinds_of(asked.dicom, reader, heat=bool(asked.heat))
     if isinstance(reader.input, TableInput) and (asked.heat or asked.adapt):
@@ -94,16 +97,16 @@ def _predict(asked: PredictRequest) -> None:
         from fedgraft.client.inference.dicom.writing import DicomOut  # needs highdicom
 
         with DicomOut(kinds, reader, asked.out, usable) as objects:
-            rows = _rows(reader, usable, (task, asked), objects)
+            rows = _rows(reader, usable, (task, asked, sets), objects)
         say(objects.says)
     else:
-        rows = _rows(reader, usable, (task, asked))
+        rows = _rows(reader, usable, (task, asked, sets))
     rows += [one.cells for one in found.all if one.problem]
     write_atomic(asked.out / "predictions.csv", _table(rows), private=True)
     _say_read(reader, asked, found)
     if not isinstance(reader.input, TableInput):
         _say_ood(reader, rows)
-    for line in thresholds(reader):
+    for line in (*thresholds(reader), *said_of_sets(asked.sets or "", sets)):
         say(line)
     say("Not a medical device: the model was not validated for any use.")
 
@@ -138,10 +141,13 @@ def _say_read(reader: LoadedModel, asked: PredictRequest, found: InputCases) -> 
 
 
 def _rows(
-    reader: LoadedModel, usable: Sequence[InputCase], what: tuple[str, PredictRequest], objects: DicomOut | None = None
+    reader: LoadedModel,
+    usable: Sequence[InputCase],
+    what: tuple[str, PredictRequest, Sets],
+    objects: DicomOut | None = None,
 ) -> list[dict[str, str]]:
     """A row for each image; masks, overlays and `objects` are written on the way."""
-    task, asked = what
+    task, asked, sets = what
     rows: list[dict[str, str]] = []
     for start in range(0, len(usable), _BATCH):
         some = usable[start : start + _BATCH]
@@ -151,7 +157,7 @@ def _rows(
         for at, (one, drawn) in enumerate(zip(some, maps, strict=True)):
             row = one.cells
             own, number = {name: answers[at] for name, answers in said.items()}, start + at + 1
-            row |= answer_row(reader, own, asked.out, number)
+            row |= answer_row(reader, own, asked.out, number, sets)
             if objects is not None:
                 objects.add(one, own, drawn)
             rows.append(row | _ood(reader, far, at) | _write_overlays(drawn, asked.out, number))

@@ -40,6 +40,9 @@ from fedgraft.common.study.plan import (
 from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import UNKNOWN, Multilabel, Regression, Segmentation, Task
 
+_COMPARABLE = (Role.HEAD, Role.SITE_EFFECTS)
+"""Entries of a site's own with which its features are still comparable with those of others."""
+
 
 class LoadedModel:
     """A model that answers for images, by the classes of its tasks. WeightsError if the weights have no such heads.
@@ -72,7 +75,7 @@ class LoadedModel:
             "" if self.ood_model else "the model brings no moments of its sites (method.ood_detection of the study)"
         )
         """Why it cannot be told which images are out of distribution for the training sites; "" if it can."""
-        if self.ood_model is not None and any(self.local_model.tags[key].role is not Role.HEAD for key in mine):
+        if self.ood_model is not None and any(self.local_model.tags[key].role not in _COMPARABLE for key in mine):
             self.ood_model, self.no_ood_because = (
                 None,
                 "the site's own entries make other features than those described",

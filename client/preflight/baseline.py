@@ -28,7 +28,7 @@ from fedgraft.common.metrics.table import headlines
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol.routing import changed
-from fedgraft.common.study.plan import Gradient, Recalibrate, Stage
+from fedgraft.common.study.plan import Gradient, Recalibrate, Stage, Statistics
 from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
     Logistic,
@@ -127,7 +127,7 @@ def _stage(study: Study, site: str, stage: Stage, desk: tuple[LocalModel, Loader
     elif isinstance(stage.local, Recalibrate):
         say(stage.name)
         recalibrate(local_model, loader, stage.local)
-    else:
+    elif isinstance(stage.local, Statistics):  # a site alone has none to be harmonised with
         say(stage.name)
         state = state_arrays(local_model.model)
         if isinstance(stage.aggregate, ClosedForm):

@@ -38,7 +38,7 @@ def check_environment(config: SiteConfig, home: Path, cohort_bytes: int) -> Find
     _gpu(found, config)
     _disk(found, config, cohort_bytes)
     _private(found, config, home)
-    _records(found, config)
+    _records(found, config, home)
     _memory(found)
     _cores(found, config)
     _clock(found)
@@ -175,9 +175,9 @@ def _private(found: Findings, config: SiteConfig, home: Path) -> None:
     )
 
 
-def _records(found: Findings, config: SiteConfig) -> None:
+def _records(found: Findings, config: SiteConfig, home: Path) -> None:
     """What a restored backup, or a lost file, makes of the site's records."""
-    if wrong := Records(config, exchanges_of).contradictions():
+    if wrong := Records(config, home, exchanges_of).contradictions():
         found.private += wrong
         found.fails("records", f"{counted(len(wrong), 'thing')} in the site's records does not agree", SETTLE)
     else:

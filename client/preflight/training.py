@@ -12,6 +12,7 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.preflight.memory import PeakMemory
 from fedgraft.client.preflight.report import Findings, counted
 from fedgraft.client.training.batch_pairs import learnt_from
+from fedgraft.client.training.columns.harmonise import harmonisation_sums, harmonise
 from fedgraft.client.training.losses.base import RoundContext, VisitContext
 from fedgraft.client.training.microbatching import Microbatching
 from fedgraft.client.training.model.bound import bound
@@ -23,7 +24,7 @@ from fedgraft.client.training.survival import survival_sums
 from fedgraft.common.methods.memory.carried import down_shapes
 from fedgraft.common.protocol.routing import changed
 from fedgraft.common.protocol.states import States
-from fedgraft.common.study.plan import Gradient, Recalibrate, Stage
+from fedgraft.common.study.plan import Gradient, Harmonise, Recalibrate, Stage
 from fedgraft.common.study.stages.losses import Requirement, requirements
 from fedgraft.common.study.study import Study
 
@@ -126,8 +127,12 @@ def _measure(study: Study, stage: Stage, local_model: LocalModel, loader: Loader
     if isinstance(stage.local, Recalibrate):
         spec = stage.local
         seconds = _timed(lambda: Microbatching(local_model).recalibrate(few, spec), local_model)
+    elif isinstance(stage.local, Harmonise):
+        seconds = _timed(lambda: harmonise(local_model, few), local_model)
     elif stage.local.of == "columns":
         seconds = _timed(lambda: column_sums(study, few), local_model)
+    elif stage.local.of == "harmonisation":
+        seconds = _timed(lambda: harmonisation_sums(local_model, few, cohort.patients), local_model)
     elif (asked := stage.local.survival) is not None:
         seconds = _timed(lambda: survival_sums(asked, study, few, cohort.patients), local_model)
     else:

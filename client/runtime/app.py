@@ -168,7 +168,7 @@ def _greet(study: Study, session: Session, hello: Hello) -> Greeting:
         demand_agreed(pin, session.config, study)
         site_log(session.config.state).info("the cases are those of agreement %s", hello.agreement)
     site = session.site(study)
-    write_atomic(session.study_file(study.digest), study.to_json(), private=True)
+    write_atomic(session.study_file(study.digest), study.to_json(), private=True, sync=session.config.sync)
     greeting = site.greet()
     forget_features(session.config.state, study.digest)
     return greeting

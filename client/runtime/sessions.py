@@ -46,7 +46,7 @@ class Session:
         self._stamp = _stamp(path)
         self.config = read_config(path)
         self.egress = EgressLog(self.config.state, self.config.witness, sync=self.config.sync)
-        self.records = Records(self.config, exchanges_of, self.egress)
+        self.records = Records(self.config, self.home, exchanges_of, self.egress)
         self._sites: dict[str, Site] = {}
         self.fault = ""
         """Why the file as it is now cannot be used; "" if it can."""

@@ -80,8 +80,8 @@ class Site:
         self._place = Workplace(study, cohort, local_model, folder, keep_features=keep)
         self._log = site_log(folder)
         self._worker = Worker(self._place, self._log)
-        self._local_state = LocalState(folder / "local_state" / study.digest)
-        self._personal = Personal(folder / "local_state" / study.digest)
+        self._local_state = LocalState(folder / "local_state" / study.digest, sync=sync)
+        self._personal = Personal(folder / "local_state" / study.digest, sync=sync)
         self._progress = Progress(progress_file(folder, study.digest), sync=sync)
         self._admission = Admission(study, self._progress, self._begin_anew, guard, sealer)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedgraft.client.training.columns.harmonise import harmonisation_sums, harmonised
 from fedgraft.client.training.curvature import curvature_sums
 from fedgraft.client.training.model.autocast import in_halves
 from fedgraft.client.training.model.loader import Loader, in_order
@@ -69,14 +70,20 @@ def site_sums(
     if local.survival is not None:
         return survival_sums(local.survival, study, cases.plain, cases.patients)
     match local.of:
-        case "columns":
-            return column_sums(study, cases.plain)
+        case "columns" | "harmonisation":
+            return _of_table(study, local, local_model, cases)
         case "distances":
             return distance_counts(local_model, cases.seen("val"), came)
         case "base_models":  # which look at the cases themselves
             return frozen_sums(local_model, cases.plain, local)
         case _:
             return frozen_sums(local_model, cases.seen(local.split), local)
+
+
+def _of_table(study: Study, local: Statistics, local_model: LocalModel, cases: CaseSource) -> dict[str, np.ndarray]:
+    if local.of == "harmonisation":
+        return harmonisation_sums(local_model, cases.plain, cases.patients)
+    return column_sums(study, cases.plain, local_model)
 
 
 def frozen_sums(local_model: LocalModel, loader: Loader, spec: Statistics) -> dict[str, np.ndarray]:
@@ -204,12 +211,15 @@ def _logits(model: TransferModel, body: TransferModel | Heads, of: str, inputs: 
     return {task: answers[:, None] for task, answers in body(inputs).items()}
 
 
-def column_sums(study: Study, loader: Loader) -> dict[str, np.ndarray]:
-    """Per column of the table over the training cases, leaving out missing values: `count`, `sum`, `squares`."""
+def column_sums(study: Study, loader: Loader, local_model: LocalModel | None = None) -> dict[str, np.ndarray]:
+    """Per column of the table over the training cases, leaving out missing values: `count`, `sum`, `squares`.
+
+    With a model whose layer harmonises columns they are of what that layer makes of them.
+    """
     width = study.input.width if isinstance(study.input, TableInput) else 0
     count, total, squares = np.zeros(width), np.zeros(width), np.zeros(width)
     for batch in loader.batches(in_order(loader.splits["train"], 65536)):
-        columns = batch.inputs.double().cpu().numpy()
+        columns = harmonised(local_model, batch.inputs).double().cpu().numpy()
         count += (~np.isnan(columns)).sum(0)
         total += np.nansum(columns, 0)
         squares += np.nansum(columns**2, 0)

@@ -71,7 +71,7 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True, sync: bool = 
                 temporary.unlink()
             raise
     if sync:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -114,7 +114,8 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """See to it that the names in a folder outlast a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -189,14 +190,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: is not valid JSON: {error}.") from None
 
 
-def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = True) -> str:
-    """Write arrays as a safetensors file, all or nothing; the SHA-256 of the file, 64 hex digits.
+def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = True, sync: bool = True) -> str:
+    """Write arrays as a safetensors file, all or nothing; the SHA-256 of the file, 64 hex digits. `sync` is as above.
 
     The digest of the arrays is in the file, and `load_tensors` compares it.
     """
     whole = {key: np.asarray(array, order="C") for key, array in arrays.items()}
     data = format_safetensors(whole, {_DIGEST: digest_arrays(whole)})
-    write_atomic(path, data, private=private)
+    write_atomic(path, data, private=private, sync=sync)
     return hashlib.sha256(data).hexdigest()
 
 

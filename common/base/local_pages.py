@@ -1,17 +1,23 @@
 """Pages to read, without a word from elsewhere, for programs and browsers on this machine unless told otherwise.
 
-Whoever reaches the port can read them. A page of the outer world that a browser is tricked into asking this address
-(DNS rebinding) names itself in the Host header, and is refused.
+Whoever reaches the port can read them, unless a guard stands before them; where other machines reach it, one must. A
+page of the outer world that a browser is tricked into asking this address (DNS rebinding) names itself in the Host
+header, and is refused.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
+import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from ssl import SSLContext
+from typing import Any, Protocol
 
 from fedgraft.common.base.errors import InputError
 
@@ -20,38 +26,123 @@ Answer = Callable[[], tuple[str, bytes]]
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
+    # Not "no-referrer": with it browsers hide from the page itself where a form came from.
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_CONNECTIONS = 64
+"""So many at once: a page that strangers reach takes no more of a machine than that."""
+_LONGEST_BODY = 4096
 _log = logging.getLogger("fedgraft.pages")
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """What somebody asks, as it was sent; `peer` is the address at the other end of the connection."""
+
+    method: str
+    path: str
+    headers: Message
+    peer: str
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class PageReply:
+    """What is answered. `headers` come beside those that every answer has."""
+
+    status: HTTPStatus
+    kind: str = "text/plain"
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class PageGuard(Protocol):
+    """Who may read. `names` are what Host headers may say besides this machine's own names, in lower case."""
+
+    names: frozenset[str]
+    tls: SSLContext | None
+    sealed: bool
+    """Whether what is typed is encrypted on its way over the network: by TLS here, or by a proxy in front."""
+
+    def answer(self, request: PageRequest, page: Callable[[], PageReply]) -> PageReply:
+        """The answer to any request; `page` gives what is at its path, for those who may have it."""
 
 
 class LocalPages(ThreadingHTTPServer):
     """Serves pages by their paths on `address`; InputError if that cannot be listened on.
 
-    `url` is what a browser opens; `option` is what the person typed the port with.
+    So it is if other machines reach the address and there is no `guard`, or what is typed for it could be read on its
+    way. `url` is what a browser on this machine opens; `option` is what the person typed the port with.
     """
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = _CONNECTIONS
+    patience_s = 20.0
+    """So long a connection may be silent."""
 
-    def __init__(self, pages: Mapping[str, Answer], address: str, port: int, option: str) -> None:
-        self.pages = pages
+    def __init__(
+        self, pages: Mapping[str, Answer], address: str, port: int, option: str, guard: PageGuard | None = None
+    ) -> None:
+        self.pages, self.guard = pages, guard
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._places = threading.BoundedSemaphore(_CONNECTIONS)
+        super().__init__((address, port), _Handler, bind_and_activate=False)
         try:
-            super().__init__((address, port), _Handler)
+            self.server_bind()
+            # By what the kernel has bound, and not by how it was spelt.
+            _demand_guarded(str(self.server_address[0]), guard)
+            self.server_activate()
         except OSError as error:
+            self.server_close()
             fix = f"Choose another port with {option}."
             raise InputError(f"{address} port {port} cannot be listened on: {error.strerror}.", fix=fix) from None
-        self.names = _names(address)
+        except InputError:
+            self.server_close()
+            raise
+        self.names = _names(address) | (guard.names if guard else frozenset())
         shown = f"[{address}]" if ":" in address else address
-        self.url = f"http://{shown}:{self.server_address[1]}/"
+        self.url = f"http{'s' if guard and guard.tls else ''}://{shown}:{self.server_address[1]}/"
+
+    def page(self, path: str) -> PageReply:
+        """What is at a path."""
+        if path not in self.pages:
+            return PageReply(HTTPStatus.NOT_FOUND)
+        return PageReply(HTTPStatus.OK, *self.pages[path]())
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, unless too many are at it."""
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be begun
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """As http.server does, and give the place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """TLS begins here, in the request's own thread, so that who says nothing holds up nobody."""
+        if self.guard is None or self.guard.tls is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(self.patience_s)
+        with self.guard.tls.wrap_socket(request, server_side=True) as encrypted:
+            super().finish_request(encrypted, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - http.server gives both
         """A browser that hangs up is no event."""
@@ -59,51 +150,81 @@ class LocalPages(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD for the pages that there are."""
+    """Answers GET and HEAD for the pages that there are; what else, the guard says."""
 
     server: LocalPages
     server_version, sys_version = "fedgraft", ""
-    timeout = 20
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.settimeout(self.server.patience_s)
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        self._answer()
 
     def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+        self._answer()
 
-    def _answer(self, *, with_body: bool) -> None:
-        if not self._asked_by_name():
-            self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"", with_body=with_body)
-        elif self.path in self.server.pages:
-            kind, body = self.server.pages[self.path]()
-            self._send(HTTPStatus.OK, kind, body, with_body=with_body)
+    def do_POST(self) -> None:
+        if self.server.guard is None:
+            self.send_error(HTTPStatus.NOT_IMPLEMENTED)
+            return
+        told = self.headers.get_all("Content-Length") or []
+        if len(told) != 1 or not (told[0].isascii() and told[0].isdigit()) or "Transfer-Encoding" in self.headers:
+            self.send_error(HTTPStatus.LENGTH_REQUIRED)
+        elif len(told[0]) > len(str(_LONGEST_BODY)) or int(told[0]) > _LONGEST_BODY:
+            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         else:
-            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"", with_body=with_body)
+            self._answer(self.rfile.read(int(told[0])))
+
+    def _answer(self, body: bytes = b"") -> None:
+        if not self._asked_by_name():
+            self._send(PageReply(HTTPStatus.MISDIRECTED_REQUEST))
+        elif self.server.guard is None:
+            self._send(self.server.page(self.path))
+        else:
+            request = PageRequest(self.command, self.path, self.headers, str(self.client_address[0]), body)
+            self._send(self.server.guard.answer(request, lambda: self.server.page(self.path)))
 
     def _asked_by_name(self) -> bool:
         hosts = self.headers.get_all("Host") or []
         if len(hosts) != 1:
             return False
-        name, _, port = hosts[0].rpartition(":")
-        return port == str(self.server.server_address[1]) and name.strip("[]").lower() in self.server.names
+        host = hosts[0].lower()
+        if self.server.guard is not None and host in self.server.guard.names:
+            return True
+        name, _, port = host.rpartition(":")
+        return port == str(self.server.server_address[1]) and name.strip("[]") in self.server.names
 
-    def _send(self, status: HTTPStatus, kind: str, body: bytes, *, with_body: bool) -> None:
-        self.send_response(status)
-        for key, value in _HEADERS.items():
+    def _send(self, reply: PageReply) -> None:
+        self.send_response(reply.status)
+        for key, value in (*_HEADERS.items(), *reply.headers):
             self.send_header(key, value)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", reply.kind)
+        self.send_header("Content-Length", str(len(reply.body)))
         self.end_headers()
-        if with_body:
-            self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(reply.body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
         """No page that repeats what was asked."""
         self.close_connection = True
-        self._send(HTTPStatus(code), "text/plain", b"", with_body=False)
+        self._send(PageReply(HTTPStatus(code)))
 
     def log_message(self, format: str, *args: object) -> None:
         _log.debug(format, *args)
+
+
+def _demand_guarded(bound: str, guard: PageGuard | None) -> None:
+    if ipaddress.ip_address(bound.partition("%")[0]).is_loopback:
+        return
+    at_home = "Or listen on 127.0.0.1, and come by `ssh -L`"
+    if guard is None:
+        fix = f"Add one: fedgraft server login add NAME --home HOME. {at_home}."
+        raise InputError(f"Other machines reach {bound}, and the page has no login.", fix=fix)
+    if not guard.sealed:
+        fix = f"Say `tls` or `behind_tls_proxy` in page.yaml of the server's folder. {at_home}."
+        raise InputError(f"Other machines reach {bound}, and passwords would cross the network in the open.", fix=fix)
 
 
 def _names(address: str) -> frozenset[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from fedgraft.common.checks.check_travel import check_compression, check_secure
 from fedgraft.common.checks.faults.check_adapters import check_adapters, check_product
 from fedgraft.common.checks.faults.check_clusters import check_clusters
-from fedgraft.common.checks.faults.check_columns import check_columns
+from fedgraft.common.checks.faults.check_columns import check_columns, check_harmonisation_sums, check_harmonise
 from fedgraft.common.checks.faults.check_ensemble import check_calibration, check_ensemble
 from fedgraft.common.checks.faults.check_length import check_length
 from fedgraft.common.checks.faults.check_losses import check_losses
@@ -22,6 +22,7 @@ from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import (
     ADAPTERS,
     Gradient,
+    Harmonise,
     Recalibrate,
     Role,
     Stage,
@@ -30,6 +31,7 @@ from fedgraft.common.study.plan import (
 )
 from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
+    ComBat,
     Cox,
     Discriminant,
     KaplanMeier,
@@ -59,6 +61,7 @@ _AGGREGATED_BY = {
     "residuals": (Newton, "newton"),
     "curvature": (Logistic, "logistic"),
     "columns": (Standardise, "standardise"),
+    "harmonisation": (ComBat, "combat"),
     "base_models": (Temper, "temper"),
     "answers": (Temper, "temper"),
     "distances": (Threshold, "threshold"),
@@ -69,6 +72,8 @@ _SINGLE = ("features", "residuals")
 """Sums that may travel with fewer digits."""
 _FOLLOWED = ("survival", "hazards")
 """Sums over patients who are followed until an event comes."""
+_APART = (Role.HEAD, Role.DOMAIN_DISCRIMINATOR, Role.SITE_EFFECTS)
+"""What sites may have of their own and still have comparable features; the last make them so."""
 _HEADS = (*_SINGLE, "curvature")
 """Sums that heads follow from."""
 
@@ -94,7 +99,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
             )
         keeps = () if stage.personalise == "best" else stays(stage, tags)
         bare |= set() if private else set(keeps)
-        local_backbone |= any(tags[key].role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for key in keeps)
+        local_backbone |= any(tags[key].role not in _APART for key in keeps)
     if isinstance(study.input, TableInput):
         faults += check_columns(study, study.input)
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
@@ -123,6 +128,8 @@ def _stage(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]
             yield from _statistics(study, stage, stage.local)
         case Recalibrate():
             yield from _recalibrate(stage, tags)
+        case Harmonise():
+            yield from check_harmonise(study, stage)
 
 
 def _guessing(study: Study, local: Gradient) -> Iterator[str]:
@@ -231,6 +238,7 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
     if local.of == "distances" and local.private is not None:
         yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
     yield from _survival(study, stage, local)
+    yield from check_harmonisation_sums(study, stage, local)
     if local.of in _HEADS:
         yield from _other_kinds(study, stage, local)
     yield from check_calibration(study, stage, local)

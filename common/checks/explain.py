@@ -23,6 +23,7 @@ from fedgraft.common.models.provenance import Provenance, learnt, pretrained
 from fedgraft.common.protocol.routing import Tags, changed, sends_sums, sent
 from fedgraft.common.study.plan import (
     Gradient,
+    Harmonise,
     Recalibrate,
     Select,
     Stage,
@@ -205,12 +206,14 @@ def _does(stage: Stage, row: dict[str, Any]) -> str:
             return sums(stage.local, stage.rounds)
         case Recalibrate():
             return "set norm statistics from their own images, no labels needed"
+        case Harmonise():
+            return "find what they measure otherwise than the others, from their own cases, no labels needed"
 
 
 def _trains(stage: Stage) -> str:
     if isinstance(stage.local, Gradient):
         return _name(stage.local.train)
-    return "norm_stats" if not isinstance(stage.local, Statistics) else "none"
+    return {"recalibrate": "norm_stats", "harmonise": "site_effects"}.get(stage.local.kind, "none")
 
 
 def _aggregate(stage: Stage) -> str:

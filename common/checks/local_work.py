@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedgraft.common.checks.sums_in_words import CASES, MEASURED
-from fedgraft.common.study.plan import Gradient, Stage, Statistics
+from fedgraft.common.study.plan import Gradient, Harmonise, Stage, Statistics
 from fedgraft.common.study.stages.losses import SUPERVISED
 
 
@@ -18,6 +18,8 @@ def describe_local(stage: Stage) -> str:
             return f"losses of {MEASURED[local.of]} at each temperature, on {CASES[local.split]}"
         where = f" on {CASES[local.split]}" if local.split != "train" else ""
         return f"sums of {local.of}{where}" + (" with noise" if local.private is not None else "")
+    if isinstance(local, Harmonise):
+        return "the site's own effects on its columns (ComBat)"
     return "norm statistics from the site's own images"
 
 

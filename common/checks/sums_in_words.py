@@ -11,6 +11,8 @@ CASES = {"train": "training cases", "val": "validation cases"}
 """Cases of a split."""
 _COUNTED = {
     "distances": "count how far their validation images are from the mean of all sites' features, once",
+    "harmonisation": "send count and sum of each column and its covariates, with squares and products around their own "
+    "means, once",
     "survival": "count which of all their patients left in which bin of time, by the event or without, once",
 }
 _STEPPED = {
@@ -24,6 +26,7 @@ SOLVED = {
     "ncm": "one head of class means equal to the pooled one",
     "lda": "one linear discriminant equal to the pooled one",
     "standardise": "one common scale",
+    "combat": "what is common to all sites' columns with their covariates, equal to the pooled fit",
     "newton": "each time a step towards a logistic head, equal to the pooled step",
     "logistic": "each time a step towards the pooled logistic regression, equal to the pooled step",
     "kaplan_meier": "a Kaplan-Meier curve of each group, equal to the pooled one",
@@ -39,7 +42,7 @@ def sums(local: Statistics, rounds: int) -> str:
         case "columns":
             noise = "" if local.private is None else " within its public range, with noise for differential privacy"
             return f"send count, sum and sum of squares of each column{noise}"
-        case "distances" | "survival":
+        case "distances" | "survival" | "harmonisation":
             return _COUNTED[local.of] + ("" if local.private is None else ", with noise for differential privacy")
         case "base_models" | "answers":
             return f"send the loss of {MEASURED[local.of]} at each temperature of a grid, over their {cases}, once"

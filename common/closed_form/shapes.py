@@ -9,9 +9,11 @@ import numpy as np
 from fedgraft.common.closed_form.cox import hazard_shapes
 from fedgraft.common.closed_form.survival import EXITS, shape_of
 from fedgraft.common.closed_form.temperature import ANSWERS, BASE_MODELS, CASES, TEMPERATURES
+from fedgraft.common.harmonisation.combat import sum_shapes
 from fedgraft.common.protocol.instructions import NOISE
 from fedgraft.common.protocol.packed_symmetric import PACKED, cells
 from fedgraft.common.protocol.routing import BINS, DISTANCES, KINDS, Shapes, Tags, sent
+from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.stages.survival import Survival
 from fedgraft.common.study.study import Study
@@ -49,6 +51,10 @@ def _other_sums(study: Study, local: Statistics, tags: Tags, state: Mapping[str,
     if local.of == "columns":
         width = state[next(key for key in tags if key.endswith(".mean"))].shape
         return {**dict.fromkeys(("count", "sum", "squares"), (width, "float64")), **noise}
+    if local.of == "harmonisation":
+        columns = study.input
+        assert isinstance(columns, TableInput)
+        return sum_shapes(len(columns.harmonised), len(columns.covariate_names))
     if local.of == "distances":
         return {DISTANCES: ((BINS,), "float64")}
     if local.survival is not None:

@@ -99,14 +99,17 @@ def _holds(signature: Any, words: Mapping[str, Any]) -> bool:
 def _approved(study: Mapping[str, Any]) -> str:
     if not study["approved"]:
         return "not on record"
-    return f"{study['approved']}, by {_person(study['approved_by'], study['approval_signed'])}"
+    return (
+        f"{study['approved']}, by {_person(study['approved_by'], study['approval_signed'], study['approver_removed'])}"
+    )
 
 
-def _person(by: str | None, signature: Mapping[str, Any] | None) -> str:
-    """Who decided, and by which key."""
+def _person(by: str | None, signature: Mapping[str, Any] | None, removed: str | None) -> str:
+    """Who decided, by which key, and whether that person was removed since."""
     if signature is None:
         return f"{by or 'nobody named'}, not signed"
-    return f"{signature['name']}, signed with {fingerprint_of(signature['key'])}"
+    since = "" if removed is None else f", removed since {removed}"
+    return f"{signature['name']}, signed with {fingerprint_of(signature['key'])}{since}"
 
 
 def passport_in_words(document: Document) -> list[str]:
@@ -141,7 +144,7 @@ def releases_in_words(releases: Mapping[str, Any]) -> Iterator[str]:
     """Who let the last that leaves go, from a passport's part; a line each."""
     for one in releases["decided"]:
         what = "released" if one["decision"] == "signed" else "NOT released"
-        who = _person(one["by"], one["signed"])
+        who = _person(one["by"], one["signed"], one["removed"])
         yield f"Answer {one['digest'][:12]} to exchange {one['exchange']}: {what} by {who}, {one['at']}"
     for exchange in releases["waiting"]:
         yield f"The answer to exchange {exchange} waits for a person's decision"

@@ -30,7 +30,7 @@ class Author:
 def author(folder: Path, by: str | None, passphrase_file: Path | None, *, required: bool) -> Author | None:
     """The person of that name in the folder of a site or a server; None if nobody is named, and nobody need be.
 
-    InputError if a person is `required`, and the name is none of the book's.
+    InputError if a person is `required`, and the name is none of the book's; or if that person was removed from it.
     """
     book = PersonBook(folder)
     known = [one.name for one in book.all()]
@@ -40,6 +40,8 @@ def author(folder: Path, by: str | None, passphrase_file: Path | None, *, requir
         raise InputError("A person must sign this (persons: required).", fix=f"--by NAME; there are: {who}.")
     if not name:
         return None
+    if name not in known and (gone := [one.at for one in book.removals() if one.removed == name]):
+        raise InputError(f"{name} was removed on {gone[-1]}, and decides nothing here.", fix="--by another NAME.")
     return Author(name, book, passphrase_from(passphrase_file, f"Passphrase of {name}"), name in known)
 
 

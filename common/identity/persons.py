@@ -84,7 +84,7 @@ def new_person_key(path: Path, passphrase: str) -> PersonKey:
     if len(passphrase) < SHORTEST:
         raise InputError(f"The passphrase has fewer than {SHORTEST} letters.", fix="Choose a longer one.")
     key, salt = Ed25519PrivateKey.generate(), secrets.token_bytes(16)
-    closed = BestAvailableEncryption(_stretched(passphrase, salt))
+    closed = BestAvailableEncryption(stretched(passphrase, salt))
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, closed).decode()
     write_json(path, {"salt": salt.hex(), "key": pem}, private=True)
     return PersonKey(key)
@@ -95,7 +95,7 @@ def open_person_key(path: Path, passphrase: str) -> PersonKey:
     content = read_json(path)
     try:
         salt = bytes.fromhex(content["salt"])
-        key = load_pem_private_key(content["key"].encode(), _stretched(passphrase, salt))
+        key = load_pem_private_key(content["key"].encode(), stretched(passphrase, salt))
     except (ValueError, TypeError, KeyError, AttributeError, UnsupportedAlgorithm):
         raise InputError(f"{path}: cannot be opened.", fix="Is the passphrase right?") from None
     if not isinstance(key, Ed25519PrivateKey):
@@ -103,8 +103,8 @@ def open_person_key(path: Path, passphrase: str) -> PersonKey:
     return PersonKey(key)
 
 
-def _stretched(passphrase: str, salt: bytes) -> bytes:
-    """What opens a key: whoever has the file pays for each guess with 32 MiB and a moment."""
+def stretched(passphrase: str, salt: bytes) -> bytes:
+    """128 hex digits of a passphrase: whoever has what they are compared with or open pays 32 MiB for each guess."""
     return hashlib.scrypt(passphrase.encode(), salt=salt, n=1 << 15, r=8, p=1, maxmem=1 << 26).hex().encode()
 
 
@@ -117,6 +117,11 @@ def signed_by(name: str, signer: Signer, words: Mapping[str, Any]) -> Signed:
 def signed_bytes(name: str, words: Mapping[str, Any]) -> bytes:
     """What a signature is over: nothing that SSH asks a key to sign begins so."""
     return b"fedgraft person 1\n" + canonical_json({"name": name, "words": words})
+
+
+def words_digest(name: str, words: Mapping[str, Any]) -> str:
+    """By what a record knows that a person has signed these words, 64 hex digits."""
+    return hashlib.sha256(signed_bytes(name, words)).hexdigest()
 
 
 def release_words(study: str, exchange: int, decided: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def build(plan: Blueprint, seed: int) -> TransferModel:
         return build_ensemble(base_models, tasks, seed)
     extras = Extras(masks, plan.domain_discriminators, plan.adapters)
     if isinstance(plan.input, TableInput):
+        extras = extras._replace(harmonised=plan.input if plan.input.harmonise is not None else None)
         model = build_table_model(plan.backbone, heads, plan.input.width, seed, extras)
         _scale(model, plan.input)
         return model

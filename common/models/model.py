@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.seeds import derive
+from fedgraft.common.harmonisation.layer import HarmoniseColumns
 from fedgraft.common.models.architecture import Architecture, Entry
 from fedgraft.common.models.backbones.adapters import Adapted, adapt
 from fedgraft.common.models.backbones.backbone import Backbone
@@ -24,9 +25,11 @@ from fedgraft.common.models.backbones.named import (
     build_table_backbone,
     stem_name,
 )
+from fedgraft.common.models.backbones.slim import StandardiseColumns
 from fedgraft.common.models.decoder import Decoder
 from fedgraft.common.models.ensemble import MEAN_SCALE, Ensemble
 from fedgraft.common.models.parts import is_norm, of_torchvision, own_entries, role_of, units
+from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.model_spec import Adapters
 from fedgraft.common.study.plan import Role, Tag
 from fedgraft.common.study.tasks import AnyTask
@@ -189,11 +192,13 @@ def _domain_discriminator(width: int) -> nn.Module:
 
 
 class Extras(NamedTuple):
-    """What a model has beside linear heads: decoders for the tasks `masks`, domain discriminators by name, adapters."""
+    """What a model has beside linear heads: decoders for the tasks `masks`, domain discriminators, and so on."""
 
     masks: Sequence[str] = ()
     domain_discriminators: Collection[str] = ()
     adapters: Adapters | None = None
+    harmonised: TableInput | None = None
+    """Of a table whose columns are harmonised: which these are."""
 
 
 NONE = Extras()
@@ -226,8 +231,21 @@ def build_table_model(
     """A model for tables of `columns` columns, with entries drawn from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = _adapted(build_table_backbone(backbone, columns), extras, (columns,), seed)
+        built = build_table_backbone(backbone, columns)
+        if extras.harmonised is not None:
+            _harmonise(built.module, extras.harmonised)
+        built = _adapted(built, extras, (columns,), seed)
         return TransferModel(built, heads, domain_discriminators=extras.domain_discriminators)
+
+
+def _harmonise(module: nn.Module, columns: TableInput) -> None:
+    """Give the layer that standardises columns one before it."""
+    for part in module.modules():
+        if isinstance(part, StandardiseColumns):
+            spans = tuple(columns.covariate_spans.values())
+            part.harmonise = HarmoniseColumns(columns.width, tuple(columns.harmonised.values()), spans)
+            return
+    raise InputError("This backbone does not standardise columns, so that they cannot be harmonised.")
 
 
 def _adapted(backbone: Backbone, extras: Extras, shape: Sequence[int], seed: int) -> Backbone:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fedgraft.common.harmonisation.layer import COMMON, HarmoniseColumns
 from fedgraft.common.models.backbones.slim import StandardiseColumns
 from fedgraft.common.models.ensemble import Temperature
 from fedgraft.common.study.plan import Role
@@ -49,6 +50,8 @@ def role_of(part: nn.Module, key: str, *, is_stem: bool) -> Role:
     """The role of a part's own entry, of a backbone without adapters."""
     if is_norm(part):
         return Role.NORM_STATS if key in _STATISTICS else Role.NORM_AFFINE
+    if isinstance(part, HarmoniseColumns):
+        return Role.SCALE if key in COMMON else Role.SITE_EFFECTS
     if isinstance(part, StandardiseColumns | Temperature):
         return Role.SCALE
     return Role.STEM if is_stem else Role.BODY

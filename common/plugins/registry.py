@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from fedgraft.common.base.errors import ENDS, FedgraftError, InputError
 from fedgraft.common.config.suggest import instead
+from fedgraft.common.plugins.entry_points import points_of
 from fedgraft.common.plugins.installed import digest_of, digest_of_code, version_of
 from fedgraft.common.plugins.plugin import LOCAL, Plugin, canonical
 
@@ -81,7 +82,7 @@ def register(kind: Kind, name: str, thing: object) -> None:
     pattern, letters = kind.names
     if not (isinstance(name, str) and re.fullmatch(pattern, name)):
         raise InputError(f"{name!r} is no name for a {kind.word}.", fix=f"{letters} make one.")
-    if any(point.name == name and point.module == _caller().get("__name__") for point in _points(kind)):
+    if any(point.name == name and point.module == _caller().get("__name__") for point in points_of(kind)):
         return
     whose = _loading[-1] if _loading else _whose(_caller(), name, thing)
     _registered[kind, name] = PluginSource(name, whose, lambda: thing)
@@ -115,13 +116,13 @@ def guarded(demand: Callable[[Plugin], None]) -> Iterator[None]:
 
 def names(kind: Kind) -> list[str]:
     """All that there is of a kind besides fedgraft's own."""
-    return sorted({name for each, name in _registered if each is kind} | {point.name for point in _points(kind)})
+    return sorted({name for each, name in _registered if each is kind} | {point.name for point in points_of(kind)})
 
 
 def source(kind: Kind, name: str) -> PluginSource | None:
     """Where the plug-in of this name comes from; None if there is none. InputError if two distributions have one."""
     own = [_registered[kind, name]] if (kind, name) in _registered else []
-    found = own + [_of(point) for point in _points(kind) if point.name == name]
+    found = own + [_of(point) for point in points_of(kind) if point.name == name]
     if len(found) > 1:
         who = " and ".join(str(one.plugin) for one in found)
         raise InputError(f"{who} both have a {kind.word} {name!r}.", fix="Remove one, or give it another name.")
@@ -172,7 +173,7 @@ def providers() -> dict[str, list[tuple[Kind, str]]]:
     """By distribution that is installed here what it brings, as (kind, name)."""
     found: dict[str, list[tuple[Kind, str]]] = {}
     for kind in Kind:
-        for point in _points(kind):
+        for point in points_of(kind):
             found.setdefault(_of(point).plugin.distribution, []).append((kind, point.name))
     return found
 
@@ -199,10 +200,6 @@ SESSION = "session-"
 def _keep_place(place: str) -> None:
     if place not in _places:
         _places.append(place)
-
-
-def _points(kind: Kind) -> list[EntryPoint]:
-    return list(entry_points(group=f"fedgraft.{kind}"))
 
 
 def _of(point: EntryPoint) -> PluginSource:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.plan import (
     Gradient,
+    Harmonise,
     Recalibrate,
     Role,
     Select,
@@ -39,9 +40,13 @@ def changed(stage: Stage, tags: Tags) -> tuple[str, ...]:
     """Entries that a site's visit changes. Running statistics move only where their stage trains them."""
     if isinstance(stage.local, Recalibrate):
         return Select(roles=frozenset({Role.NORM_STATS})).keys(tags)
+    if isinstance(stage.local, Harmonise):
+        return Select(roles=frozenset({Role.SITE_EFFECTS})).keys(tags)
     if not isinstance(stage.local, Gradient):
         return ()
-    still = {Role.SCALE, Role.BASE_MODEL} | ({Role.NORM_STATS} if stage.local.fixed_norm_stats else set())
+    still = {Role.SCALE, Role.SITE_EFFECTS, Role.BASE_MODEL} | (
+        {Role.NORM_STATS} if stage.local.fixed_norm_stats else set()
+    )
     if Requirement.DOMAIN_DISCRIMINATOR not in requirements(stage.local.losses):
         still |= {Role.DOMAIN_DISCRIMINATOR}
     return tuple(key for key in stage.local.train.keys(tags) if tags[key].role not in still)
@@ -100,7 +105,7 @@ def is_private(study: Study) -> bool:
 def frozen(stage: Stage, tags: Tags) -> bool:
     """Whether the backbone stays as it is in this stage, so that a case's features do too."""
     if isinstance(stage.local, Statistics):
-        return stage.local.of not in ("columns", "survival")
+        return stage.local.of not in ("columns", "harmonisation", "survival")
     return isinstance(stage.local, Gradient) and all(tags[key].role is Role.HEAD for key in changed(stage, tags))
 
 

@@ -44,6 +44,17 @@ class Scale(Value):
     """What it is divided by afterwards."""
 
 
+class Harmonisation(Value):
+    """ComBat: what a site measures otherwise than the others is taken out of its numbers (Johnson et al. 2007).
+
+    All numeric columns are adjusted but the covariates: what they explain is kept. They are columns of the input, which
+    a model knows of new patients too, so that no label can be among them.
+    """
+
+    covariates: tuple[str, ...] = ()
+    """Columns by which sites' patients differ as such, numbers or categories: age, sex."""
+
+
 class TableInput(Value):
     """Columns of a table, agreed by all sites: numbers as they are, categories one-hot in the listed order.
 
@@ -62,6 +73,8 @@ class TableInput(Value):
     """Columns of words: each with the words that it may hold, in order."""
     standardise: Annotated[dict[str, Scale], Field(exclude_if=unless({}))] = Field(default={})
     ranges: Annotated[dict[str, tuple[float, float]], Field(exclude_if=unless({}))] = Field(default={})
+    harmonise: Annotated[Harmonisation | None, Field(exclude_if=unless(None))] = None
+    """Takes sites' own effects out of the numeric columns, by ComBat; they stay as they are if absent."""
 
     @model_validator(mode="after")
     def _some_columns(self) -> TableInput:
@@ -77,6 +90,53 @@ class TableInput(Value):
         if wrong := [name for name, (least, largest) in self.ranges.items() if not least < largest]:
             raise ValueError(f"ranges of {', '.join(wrong)}: the first number must be below the second")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_harmonised(self) -> TableInput:
+        if self.harmonise is None:
+            return self
+        covariates = self.harmonise.covariates
+        if strange := [name for name in covariates if name not in self.numeric and name not in self.categorical]:
+            raise ValueError(
+                f"harmonise.covariates: {', '.join(strange)} is no column of the input; a covariate must be known of "
+                "every new patient, so that labels are none"
+            )
+        if len(set(covariates)) < len(covariates):
+            raise ValueError("harmonise.covariates: names a column twice")
+        if single := [name for name in covariates if len(self.categorical.get(name, "two")) < 2]:
+            raise ValueError(f"harmonise.covariates: {', '.join(single)} has one word, which tells nobody from anybody")
+        if not self.harmonised:
+            raise ValueError("harmonise: no numeric column is left that is no covariate")
+        return self
+
+    @property
+    def harmonised(self) -> dict[str, int]:
+        """The columns that ComBat adjusts, with where they stand among what the model sees; none without it."""
+        if self.harmonise is None:
+            return {}
+        covariates = self.harmonise.covariates
+        return {name: at for at, name in enumerate(self.numeric) if name not in covariates}
+
+    @property
+    def covariate_spans(self) -> dict[str, tuple[int, int]]:
+        """By covariate of ComBat from where to where it stands: a number is one column, a category one per word."""
+        spans = {name: (at, at + 1) for at, name in enumerate(self.numeric)}
+        at = len(self.numeric)
+        for name, words in self.categorical.items():
+            spans[name] = (at, at := at + len(words))
+        return {} if self.harmonise is None else {name: spans[name] for name in self.harmonise.covariates}
+
+    @property
+    def covariate_names(self) -> list[str]:
+        """One for each number that ComBat knows of a case: a covariate, or each of its words but the first."""
+        spans = self.covariate_spans
+        return [
+            own
+            for name in spans
+            for own in (
+                [f"{name}: {word}" for word in self.categorical[name][1:]] if name in self.categorical else [name]
+            )
+        ]
 
     @property
     def needs_sums(self) -> bool:

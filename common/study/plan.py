@@ -39,6 +39,8 @@ class Role(StrEnum):
     NORM_STATS = "norm_stats"
     SCALE = "scale"
     """A table's standardisation, or an ensemble's temperatures: set from the sites' sums, never by gradients."""
+    SITE_EFFECTS = "site_effects"
+    """What a site measures otherwise than the others, as it has found itself: it never leaves the site."""
     HEAD = "head"
     DOMAIN_DISCRIMINATOR = "domain_discriminator"
     """Tells source from target while a stage trains against it; no part of what the model says."""
@@ -67,7 +69,7 @@ _A, _B = frozenset({Role.ADAPTER_A}), frozenset({Role.ADAPTER_B})
 ADAPTERS = _A | _B
 FRESH = frozenset({Role.HEAD, Role.DOMAIN_DISCRIMINATOR}) | ADAPTERS
 """What begins with nothing learnt, whatever weights a backbone has."""
-_ALL = frozenset(Role) - {Role.BASE_MODEL} - ADAPTERS
+_ALL = frozenset(Role) - {Role.BASE_MODEL, Role.SITE_EFFECTS} - ADAPTERS
 _NORM = frozenset({Role.NORM_AFFINE, Role.NORM_STATS})
 _HEADS = frozenset({Role.HEAD})
 SELECTIONS: Mapping[str, frozenset[Role]] = {
@@ -80,6 +82,7 @@ SELECTIONS: Mapping[str, frozenset[Role]] = {
     "norm_and_heads": _NORM | _HEADS,
     "all_but_norm": _ALL - _NORM,
     "all_but_norm_stats": _ALL - {Role.NORM_STATS},
+    "site_effects": frozenset({Role.SITE_EFFECTS}),
     "adapters": ADAPTERS,
     "adapters_a": _A,
     "adapters_b": _B,
@@ -89,7 +92,7 @@ SELECTIONS: Mapping[str, frozenset[Role]] = {
 }
 """The selections that have a name: FedBN shares `all_but_norm`, SiloBN `all_but_norm_stats`, FedPer `all_but_heads`.
 
-`all` is all of the network and its heads; adapters stand beside it, and are chosen by their own names.
+`all` is all of the network and its heads; adapters and a site's effects stand beside it, under their own names.
 """
 
 
@@ -202,7 +205,8 @@ class Statistics(Value):
     each step; of `curvature` the same with how the loss curves, for exact steps. Of `base_models` (of an ensemble) and
     of `answers` (of the model's heads) it is the loss at each temperature of a fixed grid. Of `distances` it is counts
     of how far features are from moments that were released before. Of `survival` it is how many patients left in which
-    bin of time, with the event or without; of `hazards` what a step of Cox's regression on features needs of them.
+    bin of time, with the event or without; of `hazards` what a step of Cox's regression on features needs of them. Of
+    `harmonisation` it is what ComBat needs of the columns, around the site's own means, with their covariates.
 
     `split` are the cases that are summed: what is to weigh or calibrate finished models must be cases that these have
     not learnt from, `val`. In `single` precision sums of features travel in half the bytes, with 7 digits in place of
@@ -216,6 +220,7 @@ class Statistics(Value):
         "residuals",
         "curvature",
         "columns",
+        "harmonisation",
         "base_models",
         "answers",
         "distances",
@@ -244,7 +249,16 @@ class Recalibrate(Value):
     """Images at a time."""
 
 
-Local = Annotated[Gradient | Statistics | Recalibrate, Field(discriminator="kind")]
+class Harmonise(Value):
+    """ComBat at the site: from its own cases, and what is common to all, it finds what it measures otherwise.
+
+    Empirical Bayes over its columns (Johnson et al. 2007). It needs no labels and shares nothing.
+    """
+
+    kind: Literal["harmonise"] = "harmonise"
+
+
+Local = Annotated[Gradient | Statistics | Recalibrate | Harmonise, Field(discriminator="kind")]
 
 
 class Stage(Value):

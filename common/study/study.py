@@ -271,11 +271,12 @@ def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     given = data["input"] if isinstance(data.get("input"), dict) else {}
     columns = given.get("kind") == "features" or (given.get("kind") == "table" and bool(given.get("numeric")))
     table = columns and not given.get("standardise")
+    harmonise = given.get("harmonise") is not None
     finished = isinstance(data.get("model"), dict) and data["model"].get("backbone") == ENSEMBLE
     faults = []
     try:
         chosen = NamedMethod.model_validate({"name": method} if isinstance(method, str) else method)
-        stages = expand(chosen, table=table and not finished)
+        stages = expand(chosen, table=table and not finished, harmonise=harmonise and not finished)
     except ValidationError as error:
         faults = [f"method.{line}" for line in describe(error, NamedMethod)]
     except ValueError as error:

@@ -16,14 +16,17 @@ from fedgraft.common.closed_form.ood import DistanceThreshold, threshold
 from fedgraft.common.closed_form.penalty import RIDGE_PENALTIES, penalties_for
 from fedgraft.common.closed_form.survival import keep_counts
 from fedgraft.common.closed_form.temperature import tempered
+from fedgraft.common.harmonisation.combat import common_from_sums
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.packed_symmetric import unpacked
 from fedgraft.common.protocol.routing import DISTANCES, Tags, retains_statistics
 from fedgraft.common.protocol.states import States
+from fedgraft.common.study.inputs import InputSpec, TableInput
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import (
     AdaptersProduct,
     ClippedMean,
+    ComBat,
     Cox,
     Discriminant,
     KaplanMeier,
@@ -62,8 +65,13 @@ class Aggregator(Protocol):
         """The entries that change, with the types that they have in `state`."""
 
 
-def aggregator_for(stage: Stage, tags: Tags, states: States | None = None) -> Aggregator:
-    """What aggregates the updates of this stage; in `states` is what it remembers from round to round."""
+def aggregator_for(
+    stage: Stage, tags: Tags, states: States | None = None, given: InputSpec | None = None
+) -> Aggregator:
+    """What aggregates the updates of this stage; in `states` is what it remembers from round to round.
+
+    `given` is the study's input, by which errors name columns.
+    """
     states = States() if states is None else states
     match stage.aggregate:
         case Mean():
@@ -77,7 +85,7 @@ def aggregator_for(stage: Stage, tags: Tags, states: States | None = None) -> Ag
         case Nothing():
             return NothingAggregator()
         case _:
-            return _of_sums(stage, stage.aggregate, states)
+            return _of_sums(stage, stage.aggregate, states, given)
 
 
 def _robust(aggregate: Robust, tags: Tags) -> Aggregator:
@@ -86,8 +94,10 @@ def _robust(aggregate: Robust, tags: Tags) -> Aggregator:
     return RobustAggregator(aggregate, tags)
 
 
-def _of_sums(stage: Stage, aggregate: Sums, states: States) -> Aggregator:
+def _of_sums(stage: Stage, aggregate: Sums, states: States, given: InputSpec | None) -> Aggregator:
     match aggregate:
+        case ComBat():
+            return ComBatAggregator(given if isinstance(given, TableInput) else None)
         case Standardise():
             return StandardiseAggregator()
         case Temper():
@@ -188,6 +198,21 @@ class StandardiseAggregator(_SumAggregator):
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """Mean and deviation of the columns, as entries of the standardising layer."""
         return scale_from_sums(self._sums, state)
+
+
+class ComBatAggregator(_SumAggregator):
+    """Sums of columns and covariates, then what is common to all sites in the layer that harmonises."""
+
+    def __init__(self, columns: TableInput | None) -> None:
+        super().__init__()
+        self._columns = columns
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:
+        """Entries of that layer. RunError if a covariate's effect cannot be told from the sites' own."""
+        names = ([], []) if self._columns is None else (self._columns.covariate_names, list(self._columns.harmonised))
+        found = common_from_sums(self._sums, *names)
+        keys = {name: next(key for key in state if key.endswith(f"harmonise.{name}")) for name in found}
+        return {key: found[name].astype(state[key].dtype) for name, key in keys.items()}
 
 
 class TemperAggregator(_SumAggregator):

@@ -14,6 +14,8 @@ app = command_group("The coordinator's server: provision, start, run studies, wa
 Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SERVER", help="The server's folder, made by provisioning.")]
 Out = Annotated[Path, typer.Option(help="The folder of authority, server and kits.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
+By = Annotated[str | None, typer.Option(help="Your name; where the folder has persons, one signs (fedgraft person).")]
+PassphraseFile = Annotated[Path | None, typer.Option(help="Read the passphrase of your key here instead of asking.")]
 HOME = Path("kits/server")
 LOOPBACK = "127.0.0.1"
 
@@ -24,7 +26,7 @@ def provision(
     out: Out = Path("kits"),
 ) -> None:
     """Make authority, server and a kit per site; again with a longer file: kits for the new sites alone."""
-    from fedgraft.server.cli import commands
+    from fedgraft.server.cli import authority_commands as commands
 
     commands.provision(consortium, out)
 
@@ -60,12 +62,16 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         Path | None, typer.Option(help="What the sites answered to `study ask`: the run begins only if it still holds.")
     ] = None,
     home: Home = HOME,
+    by: By = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Run a study on the running server, and wait for its end: exit code 0 only if it completed."""
     from fedgraft.server.cli import commands
     from fedgraft.server.operations.deploy import Wait
 
-    asked = commands.RunRequest(study, out, resume, tuple(set_ or ()), tuple(track or ()), agreement)
+    asked = commands.RunRequest(
+        study, out, resume, tuple(set_ or ()), tuple(track or ()), agreement, (by, passphrase_file)
+    )
     commands.run(home, asked, Wait(sites, wait, patience, away))
 
 
@@ -89,30 +95,39 @@ def enrol(
     grace: Annotated[
         float | None, typer.Option(min=0, help="Hours for which a site's old keys hold; 72, or as the file says.")
     ] = None,
+    by: By = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Take in the public keys of sites, which make their own; each uses up the code of its kit."""
-    from fedgraft.server.cli import commands
+    from fedgraft.server.cli import authority_commands as commands
 
-    commands.enrol(files, out, grace)
+    commands.enrol(files, out, grace, (by, passphrase_file))
 
 
 @app.command()
-def revoke(site: Annotated[str, typer.Argument(help="The site's name.")], out: Out = Path("kits")) -> None:
+def revoke(
+    site: Annotated[str, typer.Argument(help="The site's name.")],
+    out: Out = Path("kits"),
+    by: By = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
     """Shut a site out: its key no longer counts as soon as the new list is on the server."""
-    from fedgraft.server.cli import commands
+    from fedgraft.server.cli import authority_commands as commands
 
-    commands.revoke(site, out)
+    commands.revoke(site, out, (by, passphrase_file))
 
 
 @app.command()
 def renew(
     site: Annotated[str | None, typer.Argument(help="A site; the server itself if not given.")] = None,
     out: Out = Path("kits"),
+    by: By = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """New certificates for the server, or a new kit and code for a site, which then makes new keys."""
-    from fedgraft.server.cli import commands
+    from fedgraft.server.cli import authority_commands as commands
 
-    commands.renew(site, out)
+    commands.renew(site, out, (by, passphrase_file))
 
 
 @app.command()
@@ -148,7 +163,9 @@ def watch(
     run: Annotated[Path | None, typer.Argument(help="A run's folder; the server's newest run if not given.")] = None,
     home: Home = HOME,
     web: Annotated[int | None, typer.Option(min=0, max=65535, help="Show it on a web page on this port.")] = None,
-    address: Annotated[str, typer.Option(help="Where the page listens; anybody who reaches it can read.")] = LOOPBACK,
+    address: Annotated[
+        str, typer.Option(help="Where the page listens; elsewhere than on loopback with a login.")
+    ] = LOOPBACK,
 ) -> None:
     """Watch a run live, until it ends or Ctrl-C: deployed or simulated, running, over or not yet begun."""
     from fedgraft.server.cli import commands
@@ -160,17 +177,27 @@ def watch(
 def stop(
     home: Home = HOME,
     server: Annotated[bool, typer.Option("--server", help="Stop the server itself too.")] = False,
+    by: By = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Stop the running studies; they can be continued."""
     from fedgraft.server.cli import commands
 
-    commands.stop(home, server_too=server)
+    commands.stop(home, server_too=server, by=(by, passphrase_file))
+
+
+@app.command()
+def actions(home: Annotated[Path, typer.Option(help="A server's folder, or an authority's.")] = HOME) -> int:
+    """Who did what with a server or an authority: exit code 1 if a line is not as it was signed."""
+    from fedgraft.server.cli.show_actions import show_actions
+
+    return show_actions(home)
 
 
 @app.command()
 def logs(
     home: Home = HOME,
-    part: Annotated[Literal["server", "superlink", "superexec"], typer.Option(help="Which log.")] = "server",
+    part: Annotated[Literal["server", "superlink", "superexec", "page"], typer.Option(help="Which log.")] = "server",
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines of its end.")] = 40,
 ) -> None:
     """The end of one of the server's logs."""

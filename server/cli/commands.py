@@ -9,20 +9,17 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from fedgraft.common.base.console.terminal import Terminal
-from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json
-from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.cli.outcome import demand_enough, show_result
-from fedgraft.server.provisioning.consortium import read_consortium
+from fedgraft.server.provisioning.actions import NOBODY, ActionLog, ByWhom
 from fedgraft.server.provisioning.home import ServerHome, expires, soon_to_end
-from fedgraft.server.provisioning.provision import Authority
 from fedgraft.server.runs.passports import collect_passport
 from fedgraft.server.watch.screen import ago
 
@@ -32,30 +29,6 @@ if TYPE_CHECKING:
 
 _out = Terminal(soft_wrap=True, highlight=False)
 _POLL_S = 0.5
-
-
-def provision(path: Path, out: Path) -> None:
-    """Make authority, server and kits, or what is not there yet of them."""
-    authority = Authority(out)
-    made = authority.provision(read_consortium(path))
-    for name, kit in made.kits.items():
-        _say_kit(authority, name, kit)
-    if made.awaited:
-        _say(f"Each makes its own keys when it joins; enrol what they send: {', '.join(made.awaited)}")
-    else:
-        _say("All sites are enrolled.")
-    _say(f"Copy {out / 'server'} to the server, and keep {out / 'authority'} off it.")
-    _say(f"The server will listen on {ServerHome(out / 'server').facts().server.says_where}.")
-
-
-def enrol(paths: Sequence[Path], out: Path, grace_hours: float | None) -> None:
-    """Take in the keys that sites made."""
-    authority = Authority(out)
-    for path in paths:
-        found = authority.enrol(path, None if grace_hours is None else timedelta(hours=grace_hours))
-        _say_old_keys(authority.home, found.site)
-        _say(f"{found.site} is enrolled, fingerprint {fingerprint(found.member.node)}")
-    _say(f"Copy {out / 'server' / 'sites.json'} to the server, and send {out / 'roster.json'} to all sites.")
 
 
 def collect(run: Path, files: Sequence[Path], home: Path) -> None:
@@ -68,50 +41,6 @@ def collect(run: Path, files: Sequence[Path], home: Path) -> None:
         document = collect_passport(run, path, keys)
         known = "" if deployed else ", a key that no consortium vouches for"
         _say(f"{document.head().site}: signed with {document.fingerprint()}{known}")
-
-
-def revoke(name: str, out: Path) -> None:
-    """Shut a site out."""
-    Authority(out).revoke(name)
-    _say(f"{name} is revoked. Copy {out / 'server' / 'sites.json'} to the server; it shuts the site out in seconds.")
-
-
-def renew(name: str | None, out: Path) -> None:
-    """Renew the server's certificates, or a site's kit."""
-    authority = Authority(out)
-    if name is None:
-        authority.renew_server()
-        _say(f"New certificates until {expires(authority.home.gate[0]):%Y-%m-%d}. Restart the server to use them.")
-    else:
-        _say_kit(authority, name, authority.renew_site(name))
-        _say("For `fedgraft site rejoin`. Keys that it has now are good until its new ones are enrolled.")
-
-
-def _say_kit(authority: Authority, name: str, kit: Path) -> None:
-    _say(f"{name}: send {kit}, and tell the code in {authority.code_file(name)} another way")
-
-
-def _say_old_keys(home: ServerHome, name: str) -> None:
-    """Until when keys hold that a site had before, and whether it works with them at this moment."""
-    if not (old := home.sites()[name].old):
-        return
-    _say(f"{name}: its old keys hold until {max(key.until for key in old):%Y-%m-%d %H:%M} UTC.")
-    connected = _is_connected(home, name)
-    if connected:
-        _say(f"Warning: {name} is connected at this moment with one of its keys. Until then it has to start again.")
-    elif connected is None:
-        _say(f"The server does not run here, so that nobody knows whether {name} is connected: tell it to start again.")
-
-
-def _is_connected(home: ServerHome, name: str) -> bool | None:
-    """Whether a site is connected to the server of this folder; None if that server does not run here."""
-    from fedgraft.server.operations.control import RunControl
-
-    try:
-        with RunControl(home) as control:
-            return any(node.online and node.name == name for node in control.nodes())
-    except (RunError, InputError):
-        return None
 
 
 def start(home: Path, health_port: int | None, *, as_json: bool) -> None:
@@ -137,6 +66,7 @@ class RunRequest:
     overrides: tuple[str, ...]
     track: tuple[str, ...] = ()
     agreement: Path | None = None
+    by: ByWhom = NOBODY
 
 
 def run(home: Path, request: RunRequest, wait: Wait) -> None:
@@ -151,7 +81,11 @@ def run(home: Path, request: RunRequest, wait: Wait) -> None:
     to = trackers(request.track)
     if request.resume is not None and (request.study or request.out or request.overrides or request.agreement):
         raise InputError("--resume takes no study, --out, --set or --agreement.")
-    folder = request.resume or _set_up(server, request)
+    if (folder := request.resume) is None:
+        folder = _set_up(server, request)
+    else:
+        about = {"study": RunFolder(folder).study().digest, "run": str(folder)}
+        ActionLog(server.path).record(request.by, "resume", about)
     with shown(folder, RunFolder(folder).study(), _out), tracked(folder, to, _say):
         run_study(server, folder, wait, _say)
     result = read_json(folder / "result.json")
@@ -225,20 +159,24 @@ def watch(home: Path, run: Path | None, port: int | None, address: str) -> None:
             with screen.ScreenPicture(_out) if _out.is_terminal else screen.Lines(_out) as shown:
                 keep_looking(board, shown.show, _POLL_S)
             return
+        from fedgraft.common.base.logs import start_logs
         from fedgraft.server.watch.web import Page
 
         with Page(board, address, port) as page:
+            if page.guard is not None:  # who came in, and who did not, is written down
+                start_logs(ServerHome(home).logs / "page.log", as_json=False)
             _say(f"{page.url} shows the run, until Ctrl-C")
             page.serve_forever()
 
 
-def stop(home: Path, *, server_too: bool) -> None:
+def stop(home: Path, *, server_too: bool, by: ByWhom = NOBODY) -> None:
     """Stop the running studies, which can be continued, and the server if asked."""
     from fedgraft.server.operations.control import RunControl
     from fedgraft.server.operations.overview import resume_command, running
 
-    server = ServerHome(home)
-    for number, folder in (found := running(server)).items():
+    server, found = ServerHome(home), running(ServerHome(home))
+    ActionLog(server.path).record(by, "stop", {"runs": sorted(found.values()), "server": server_too})
+    for number, folder in found.items():
         with RunControl(server) as control:
             control.stop(number)
         _say(f"run {number} in {folder or 'an unknown folder'} is stopped")
@@ -272,6 +210,7 @@ def _set_up(server: ServerHome, request: RunRequest) -> Path:
     check_study(study, str(request.study))
     folder = request.out or Path("runs") / study.name
     agreement, sites = agreed(request.agreement, study) if request.agreement else None, set(server.admitted().values())
+    ActionLog(server.path).record(request.by, "run", {"study": study.digest, "run": str(folder)})
     prepare(study, sites, folder, agreement)
     _say(f"study {study.name}, digest {study.digest}")
     for remark in remarks(agreement, study, sites) if agreement is not None else ():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import httpx
 from flwr.app import Array, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
@@ -35,6 +36,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
 
 from fedgraft.common.base.errors import ENDS
 from fedgraft.common.protocol.instructions import Arrays, Code
+from fedgraft.server.bodies.bodies import Bodies, is_large_piece
+from fedgraft.server.fleet.bell import Bell
 from fedgraft.server.fleet.transport import Taken
 
 _ROOM = 1 << 30
@@ -43,11 +46,31 @@ _LARGEST_WORDS = 8 << 20
 
 _MOST_PIECES = 1 << 14
 _THREADS = 64
+_ASK_ANYWAY_S = 1.0
+"""So often Flower is asked in any case: it answers by itself for sites that are gone, for which nothing rings."""
 
 
 def room_for(state: Arrays) -> int:
     """Bytes that a reply about a model with these entries may have: sums of features can outgrow a small model."""
     return _ROOM + 4 * sum(int(array.nbytes) for array in state.values())
+
+
+def send_beside(grid: Grid, bodies: Bodies) -> None:
+    """Let what this grid sends from now on put down its large pieces, and send references to them."""
+    client: Any = grid._runtime_client  # type: ignore[attr-defined]  # as for the pieces of replies
+    push = client.PushObject
+
+    def put_down(request: PushObjectRequest) -> Any:
+        if not is_large_piece(request.object_id, request.object_content):
+            return push(request)
+        reference = bodies.keep(request.object_id, request.object_content)
+        request.object_content = reference
+        answer = push(request)
+        if not answer.stored:
+            bodies.discard(reference)
+        return answer
+
+    client.PushObject = put_down
 
 
 class _TooLarge(Exception):
@@ -57,13 +80,17 @@ class _TooLarge(Exception):
 class WalledIntake:
     """The replies to some messages of a run on a real server, none of more than `largest` bytes.
 
-    `close` lets go of those that are still on their way.
+    `close` lets go of those that are still on their way. `bodies` is where large pieces are, if not with Flower, and
+    `bell` what rings for replies: until it does, Flower is seldom asked for any.
     """
 
-    def __init__(self, grid: Grid, largest: int) -> None:
+    def __init__(self, grid: Grid, largest: int, bodies: Bodies | None = None, bell: Bell | None = None) -> None:
         self._client: Any = grid._runtime_client  # type: ignore[attr-defined]  # the only way to pieces of replies
         self._asked: dict[str, Any] = {"node": Node(node_id=SUPERLINK_NODE_ID), "run_id": grid.run.run_id}
         self._largest = largest
+        self._bodies = bodies
+        self._bell = bell
+        self._heard, self._asked_at = -1, 0.0
         self._over = threading.Event()
         self._coming: dict[str, Future[Taken]] = {}
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reply")
@@ -76,7 +103,7 @@ class WalledIntake:
     def take(self, numbers: Iterable[str]) -> list[tuple[str, Taken]]:
         """The replies that are there by now to the messages with these numbers, each with the number it answers."""
         wanted = {number for number in numbers if number not in self._coming}
-        if wanted:
+        if wanted and self._is_worth_asking():
             found = self._client.PullMessages(PullAppMessagesRequest(message_ids=sorted(wanted)))
             for sent, tree in zip(found.messages_list, found.message_object_trees, strict=True):
                 answered = sent.metadata.reply_to_message_id
@@ -84,6 +111,13 @@ class WalledIntake:
                     self._coming[answered] = self._threads.submit(self._one, sent.metadata.message_id, tree)
         done = [number for number, future in self._coming.items() if future.done()]
         return [(number, self._coming.pop(number).result()) for number in done]
+
+    def _is_worth_asking(self) -> bool:
+        rung, now = (-1 if self._bell is None else self._bell.rung()), time.monotonic()
+        if rung == self._heard != -1 and now - self._asked_at < _ASK_ANYWAY_S:
+            return False
+        self._heard, self._asked_at = rung, now
+        return True
 
     def close(self) -> None:
         """Wait for nothing any more."""
@@ -125,11 +159,15 @@ class WalledIntake:
                 raise ObjectPullError(name, "it is not there")
             if not answer.object_available:
                 raise ObjectUnavailableError(name)
+            held = bytes(answer.object_content)
+            content = held if self._bodies is None else self._bodies.content(held)
+            if content is None:
+                raise ObjectPullError(name, "it is not there any more")
             with lock:
-                left -= len(answer.object_content)
+                left -= len(content)
                 if left < 0:
                     raise _TooLarge
-            return bytes(answer.object_content)
+            return content
 
         return pull_objects(list(dict.fromkeys(names)), pull)
 

@@ -20,8 +20,11 @@ import httpx
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fedgraft.server.bodies.bodies import Bodies
+from fedgraft.server.bodies.pieces import PULL_PIECE, PUSH_PIECE, ForgedPiece, fetched, is_taken, put_down
+from fedgraft.server.fleet.bell import Bells, Waits
 from fedgraft.server.operations.doors import Client, DoorLimits, Doors, listening
-from fedgraft.server.operations.request_auth import AuthVerdict, RequestAuth
+from fedgraft.server.operations.request_auth import KEY, AuthVerdict, RequestAuth
 from fedgraft.server.operations.senders import speaks_for_itself
 
 FLEET = frozenset(
@@ -57,12 +60,31 @@ Send = Callable[[Message], Awaitable[None]]
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 """Status, headers and body."""
 
+_ASK = "/v1/fleet/pull-messages"
+_LENGTH = b"content-length"
+_LATER: Answer = (503, [(b"retry-after", b"2")], b"")
+
 
 class Gate:
-    """The ASGI application behind the gate's TLS. `inner` is Flower's base URL; `limits` are those of connections."""
+    """The ASGI application behind the gate's TLS. `inner` is Flower's base URL; `limits` are those of connections.
 
-    def __init__(self, guard: RequestAuth, inner: str, authority: Path, limits: DoorLimits | None = None) -> None:
+    `bodies` is where large pieces are put down, if they are to pass Flower by, and `bells` what rings for messages, if
+    sites are to wait for them.
+    """
+
+    def __init__(
+        self,
+        guard: RequestAuth,
+        inner: str,
+        authority: Path,
+        limits: DoorLimits | None = None,
+        *,
+        bodies: Bodies | None = None,
+        bells: Bells | None = None,
+    ) -> None:
         self._guard = guard
+        self._bodies = bodies
+        self._waits = Waits[Answer](bells.down) if bells is not None else None
         self.doors = Doors(limits)
         self._log = logging.getLogger("fedgraft.gate")
         trusted = ssl.create_default_context(cafile=str(authority))
@@ -108,7 +130,35 @@ class Gate:
         if not speaks_for_itself(path, body):
             self._log.warning("a site speaks in another's name: %s", self._guard.name(headers))
             return _bare(403)
-        return await self._pass_on(path, headers, body)
+        return await self._let_in(path, headers, body)
+
+    async def _let_in(self, path: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
+        if self._waits is not None and path == _ASK:
+            question, name = (headers[KEY], body), self._guard.name(headers)
+            return await self._waits.ask(name, question, lambda: self._pass_on(path, headers, body), _is_empty)
+        if self._bodies is None or path not in (PUSH_PIECE, PULL_PIECE):
+            return await self._pass_on(path, headers, body)
+        try:
+            return await self._piece(self._bodies, path, headers, body)
+        except ForgedPiece:
+            self._log.warning("a site sends what no site may: %s", self._guard.name(headers))
+            return _bare(403)
+        except OSError as error:
+            self._log.error("a piece could not be kept: %s", error.strerror)
+            return _LATER
+
+    async def _piece(self, bodies: Bodies, path: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
+        """A piece on its way, past Flower, which sees a reference. In a thread, since disks can be slow."""
+        if path == PULL_PIECE:
+            status, kept, answer = await self._pass_on(path, headers, body)
+            whole = await asyncio.to_thread(fetched, bodies, answer) if status == 200 else answer
+            return status, [*(one for one in kept if one[0] != _LENGTH), (_LENGTH, str(len(whole)).encode())], whole
+        passed, reference = await asyncio.to_thread(put_down, bodies, body)
+        status, kept, answer = await self._pass_on(path, headers, passed)
+        # Of 503 nobody knows what became of it: what was not taken is swept.
+        if status != 503 and not (status == 200 and is_taken(answer)):
+            bodies.discard(reference)
+        return status, kept, answer
 
     async def _pass_on(self, path: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
         passed = [(key, value) for key, value in headers.items() if key in _PASSED_ON or key.startswith(_PREFIX)]
@@ -116,9 +166,9 @@ class Gate:
             answer = await self._client.post(path, content=body, headers=passed)
         except httpx.TransportError:
             # Sites wait for a server that restarts.
-            return 503, [(b"retry-after", b"2")], b""
+            return _LATER
         kept = [(k, v) for k, v in answer.headers.raw if k.lower() == b"content-type" or k.lower().startswith(_PREFIX)]
-        return answer.status_code, [*kept, (b"content-length", str(len(answer.content)).encode())], answer.content
+        return answer.status_code, [*kept, (_LENGTH, str(len(answer.content)).encode())], answer.content
 
     async def _health(self) -> int:
         try:
@@ -127,8 +177,13 @@ class Gate:
             return 503
 
 
+def _is_empty(answer: Answer) -> bool:
+    """Whether Flower has no message; it says so with an empty body."""
+    return answer[0] == 200 and not answer[2]
+
+
 def _bare(status: int) -> Answer:
-    return status, [(b"content-length", b"0")], b""
+    return status, [(_LENGTH, b"0")], b""
 
 
 def _single(raw: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:

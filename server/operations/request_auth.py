@@ -18,7 +18,7 @@ _OLDEST_S, _NEWEST_S = 300.0, 5.0
 """Flower's own window for the age of a signature: a site's clock may be so much behind, or ahead."""
 
 _REMEMBERED = 1 << 18
-_KEY, _STAMP, _SIGNATURE = b"flwr-public-key", b"flwr-timestamp", b"flwr-signature"
+KEY, _STAMP, _SIGNATURE = b"flwr-public-key", b"flwr-timestamp", b"flwr-signature"
 
 
 class AuthVerdict(Enum):
@@ -76,7 +76,7 @@ class RequestAuth:
 
     def name(self, headers: Mapping[bytes, bytes]) -> str:
         """Whose key a request that passed was signed with."""
-        return self._admitted().get(b64decode(headers[_KEY]).decode("ascii"), "")
+        return self._admitted().get(b64decode(headers[KEY]).decode("ascii"), "")
 
     def stranger(self, address: str) -> bool:
         """Whether an unsigned request from `address` may have an answer."""
@@ -84,7 +84,7 @@ class RequestAuth:
 
     def _signer(self, headers: Mapping[bytes, bytes]) -> str:
         try:
-            pem = b64decode(headers[_KEY], validate=True).decode("ascii")
+            pem = b64decode(headers[KEY], validate=True).decode("ascii")
             signature = b64decode(headers[_SIGNATURE], validate=True)
             stamp = headers[_STAMP].decode("ascii")
             age_s = (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()

@@ -17,6 +17,8 @@ from typing import IO
 
 from fedgraft.common.base.errors import ENDS, FedgraftError, InputError, RunError
 from fedgraft.common.base.logs import file_log
+from fedgraft.server.bodies.bodies import FOLDER, Bodies
+from fedgraft.server.fleet.bell import Bells
 from fedgraft.server.operations import supervise
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.operations.doors import DoorLimits
@@ -60,7 +62,8 @@ def serve(home: ServerHome, health_port: int | None, say: Callable[[str], None])
         ]
         sites = EnrolledSites(home)
         limits = DoorLimits(per_address=facts.connections_per_address, all=max(512, 2 * facts.connections_per_address))
-        gate = Gate(RequestAuth(lambda: sites.admitted), f"https://{inner}", home.authority, limits)
+        auth, bodies, bells = RequestAuth(lambda: sites.admitted), Bodies(home.bodies), Bells(home.flower)
+        gate = Gate(auth, f"https://{inner}", home.authority, limits, bodies=bodies, bells=bells)
         server = gate_server(gate, (facts.listen, port), home.gate)
         stop = threading.Event()
         home.found_database()
@@ -175,6 +178,7 @@ def environment(home: ServerHome) -> dict[str, str]:
     programs = str(Path(sys.executable).parent)
     return os.environ | {
         "FLWR_HOME": str(home.flower),
+        FOLDER: str(home.bodies),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

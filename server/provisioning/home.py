@@ -81,6 +81,7 @@ class ServerHome:
         self.inner = (self.path / "inner.crt", self.path / "inner.key")
         self.secret = self.path / "secret.bin"
         self.database = self.path / "state.db"
+        self.bodies = self.path / "bodies"
         self.logs = self.path / "logs"
         self.flower = self.path / "flower"
         self.studies = self.path / "studies"

@@ -31,6 +31,7 @@ from fedgraft.common.identity.keys import (
 from fedgraft.common.identity.kit import KitFacts, write_kit
 from fedgraft.common.identity.roster import Member, Membership, SiteName, mask_roster, parse_membership
 from fedgraft.common.secure_aggregation.mask_keys import verified
+from fedgraft.server.provisioning.actions import ActionLog
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.home import (
     Enrolled,
@@ -69,6 +70,7 @@ class Authority:
         self._out = out
         self._folder = out / "authority"
         self.home = ServerHome(out / "server")
+        self.actions = ActionLog(self._folder)
 
     def provision(self, consortium: Consortium) -> Made:
         """Make what is not there yet: the first call makes all, later ones add sites. Nobody's keys change."""

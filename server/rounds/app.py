@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ from fedgraft.common.base.errors import FedgraftError, RunError
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.plugins.loading import load_from_environment
 from fedgraft.common.protocol.instructions import Hello
+from fedgraft.server.bodies.bodies import Bodies
+from fedgraft.server.fleet.bell import Bell, Bells
 from fedgraft.server.fleet.fleet import GridFleet
 from fedgraft.server.fleet.presence import Presence
 from fedgraft.server.rounds.results import write_model, write_result
@@ -74,9 +77,8 @@ def _ask(grid: Grid, folder: RunFolder, presence: Presence | None = None) -> Non
     if presence is not None:
         from fedgraft.server.fleet.intake import WalledIntake, room_for
 
-        fleet = GridFleet(
-            grid, presence=presence, intake=partial(WalledIntake, grid, room_for({})), expected=folder.sites()
-        )
+        intake = partial(WalledIntake, grid, room_for({}), Bodies.of_environment(), _bell())
+        fleet = GridFleet(grid, presence=presence, intake=intake, expected=folder.sites())
     found = fleet.ask(Hello(study.to_json()))
     folder.pin(SupplyAgreement.of(study, found, datetime.now(UTC).isoformat(timespec="seconds")))
 
@@ -89,14 +91,22 @@ def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool, presenc
     ours = engine in ("inprocess", "pool")
     fleet = GridFleet(grid, expires=ours, views=ours)
     if presence is not None:
-        from fedgraft.server.fleet.intake import WalledIntake, room_for  # what a simulation has no use for
+        from fedgraft.server.fleet.intake import WalledIntake, room_for, send_beside  # no simulation has a use for it
 
-        intake = partial(WalledIntake, grid, room_for(begin.state()))
+        bodies = Bodies.of_environment()
+        if bodies is not None:
+            send_beside(grid, bodies)
+        intake = partial(WalledIntake, grid, room_for(begin.state()), bodies, _bell())
         fleet = GridFleet(grid, presence=presence, intake=intake, expected=folder.sites())
     outcome = Coordinator(study, fleet, folder, begin.state(), tags).run()
     write_model(folder, study, outcome, begin.provenance, synthetic)
     write_result(folder, study, tags, outcome, begin.provenance, (engine, synthetic))
     folder.event("finished")
+
+
+def _bell() -> Bell:
+    """What rings for replies, in Flower's own folder, which the server and this process share."""
+    return Bells(Path(os.environ["FLWR_HOME"])).up
 
 
 def _enrolled(grid: Grid) -> Mapping[int, str]:

@@ -235,7 +235,8 @@ class RoundAggregation:
     def __init__(self, models: RunModels, stage: Stage, tags: Tags, clusters: AnyClusters | None) -> None:
         self._models = models
         self.of_cluster = {
-            name: aggregator_for(stage, tags, model.memory.states) for name, model in models.of_cluster.items()
+            name: aggregator_for(stage, tags, model.memory.states, model.memory.ground(stage).study.input)
+            for name, model in models.of_cluster.items()
         }
         self.gathered = {
             name: Gathered(own, up_shapes(models.of_cluster[name].memory.ground(stage)))

@@ -20,7 +20,7 @@ from fedgraft.common.models.weights import WeightsManifest, load_weights, save_w
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.routing import Tags, sent
 from fedgraft.common.study.plan import Role, Stage, Statistics
-from fedgraft.common.study.stages.aggregates import ClosedForm, Standardise
+from fedgraft.common.study.stages.aggregates import ClosedForm, ComBat, Standardise
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import HeadAggregator, aggregator_for
 from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
@@ -165,7 +165,7 @@ def _influences(own: Finished, without: Sequence[str]) -> Iterator[str]:
 
 def _moves(stage: Stage, tags: Tags) -> bool:
     """Whether a stage changes the model that all share, other than by heads solved from sums."""
-    return isinstance(stage.aggregate, Standardise) or bool(sent(stage, tags))
+    return isinstance(stage.aggregate, Standardise | ComBat) or bool(sent(stage, tags))
 
 
 def _joining(own: Finished, other: Finished) -> dict[str, Arrays]:
@@ -206,5 +206,5 @@ def _shaped(path: Path, before: Sequence[Stage], tags: Tags, solved: frozenset[s
     return {
         stage.name: sorted({site for row in rows if row["stage_index"] == at for site in row["sites_aggregated"]})
         for at, stage in enumerate(before)
-        if isinstance(stage.aggregate, Standardise) or not solved.issuperset(sent(stage, tags))
+        if isinstance(stage.aggregate, Standardise | ComBat) or not solved.issuperset(sent(stage, tags))
     }

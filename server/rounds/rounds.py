@@ -16,6 +16,7 @@ from fedgraft.common.protocol.instructions import (
     Digests,
     Greeting,
     Instruction,
+    LastDigest,
 )
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.inputs import Split
@@ -50,6 +51,7 @@ class Coordinator:
         self._totals = Totals()
         self._models = RunModels(study, tags, state, self._totals)
         self._digests = Digests()
+        self._held_digest = LastDigest(self._digests)
         self._held: dict[str, Arrays] = {}
         self._greetings: dict[str, Greeting] = {}
         self._absent: dict[str, Code] = {}
@@ -201,7 +203,7 @@ class Coordinator:
             work=step.work,
             evaluate=split,
             tensors=tensors,
-            held=self._digests.of(held),
+            held=self._held_digest.of(held),
         )
 
     def _counted(self, step: Step, stage: Stage, sites: list[str]) -> tuple[Collected, RoundAggregation]:

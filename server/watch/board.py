@@ -45,6 +45,8 @@ class Board:
         if folder is None and not own:
             raise InputError("Which run?", fix="Give a run's folder, or the server's with --home.")
         simulated = folder is not None and (folder / "simulation.json").is_file()
+        self.home_folder = home.path
+        """Where a server would be: whether or not the run has to do with it, those who may watch are written there."""
         self._home = None if simulated or not own else home
         self._folder = folder
         self._consortium = self._home.facts().consortium if self._home else ""

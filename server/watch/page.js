@@ -153,7 +153,11 @@ function alarm(text) {
 async function poll() {
   try {
     const answer = await fetch("/state", { cache: "no-store" });
+    if (answer.status === 401) return location.assign("/login");
     if (!answer.ok) throw new Error(String(answer.status));
+    const person = answer.headers.get("Fedgraft-Person");
+    put("person", decodeURIComponent(person || ""));
+    at("logout").hidden = person === null;
     show(await answer.json());
   } catch {
     alarm("fedgraft server watch does not answer any more; what is shown may be old.");

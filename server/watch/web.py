@@ -10,6 +10,7 @@ from pathlib import Path
 from fedgraft.common.base.local_pages import LocalPages
 from fedgraft.server.watch.board import Board
 from fedgraft.server.watch.exposition import exposed
+from fedgraft.server.watch.login.login_guard import login_guard
 
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -21,7 +22,8 @@ _FILES = {
 class Page(LocalPages):
     """Serves a board on `address`: the page at `/`, all that it shows as JSON at `/state`, figures at `/metrics`.
 
-    The last only where the package `prometheus_client` is installed.
+    The last only where the package `prometheus_client` is installed. If persons have logins in the board's folder, who
+    reads must log in; where other machines reach the address, there must be such persons.
     """
 
     def __init__(self, board: Board, address: str, port: int) -> None:
@@ -31,7 +33,7 @@ class Page(LocalPages):
         pages = {path: _file(*about) for path, about in _FILES.items()} | {"/state": state}
         if find_spec("prometheus_client") is not None:
             pages["/metrics"] = lambda: exposed(board.view())
-        super().__init__(pages, address, port, "--web")
+        super().__init__(pages, address, port, "--web", login_guard(board.home_folder))
 
 
 def _file(name: str, kind: str) -> Callable[[], tuple[str, bytes]]:

@@ -9,6 +9,7 @@ import typer
 
 from fedgraft.common.base.console.command_line import command_group, examples
 from fedgraft.common.plugins.option import Plugins
+from fedgraft.server.cli.app import By, PassphraseFile
 
 if TYPE_CHECKING:
     from fedgraft.common.study.study import Study
@@ -72,12 +73,15 @@ def study_ask(  # noqa: PLR0913, PLR0917 - a command's options are its parameter
     wait: Annotated[float, typer.Option(help="Seconds to wait for them.")] = 300.0,
     set_: Sets = None,
     as_json: AsJson = False,
+    by: By = None,
+    passphrase_file: PassphraseFile = None,
     _plugin: Plugins = None,
 ) -> None:
     """Ask the sites what they could supply, before anything is trained or approved: one table, and a verdict."""
     from fedgraft.simulations.cli import ask_commands
 
-    asked = ask_commands.AskRequest(study_file, tuple(set_ or ()), out, scenario, home, sites, wait)
+    signer = (by, passphrase_file)
+    asked = ask_commands.AskRequest(study_file, tuple(set_ or ()), out, scenario, home, sites, wait, signer)
     ask_commands.ask(asked, as_json=as_json)
 
 

@@ -17,6 +17,7 @@ from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study
 from fedgraft.server.agreement.pages import write_agreement
 from fedgraft.server.agreement.tables import SupplyPage, supply_page
+from fedgraft.server.provisioning.actions import NOBODY, ByWhom
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class AskRequest:
     home: Path | None
     sites: int | None
     wait_s: float
+    by: ByWhom = NOBODY
 
 
 def ask(request: AskRequest, *, as_json: bool) -> None:
@@ -64,10 +66,12 @@ def _simulated(request: AskRequest) -> SupplyAgreement:
 
 def _deployed(request: AskRequest, home: Path, study: Study, out: Path) -> SupplyAgreement:
     from fedgraft.server.operations.deploy import Wait, ask_sites, prepare
+    from fedgraft.server.provisioning.actions import ActionLog
     from fedgraft.server.provisioning.home import ServerHome
 
     server = ServerHome(home)
     server.facts()
+    ActionLog(server.path).record(request.by, "ask", {"study": study.digest, "run": str(out)})
     prepare(study, set(server.admitted().values()), out)
     return ask_sites(server, out, Wait(request.sites, request.wait_s), say_aside)
 

@@ -140,7 +140,7 @@ def _run(todo: Sequence[Cell], out: Path, asked: tuple[CompareRequest, Compariso
     tell(f"{len({cell.digest for cell in todo})} runs, {request.workers} at a time; what is there is not run again")
     for cell, done, of in run(todo, out, request.workers, request.threads, tell):
         already = done - 1 if already is None else already
-        tell(f"{done}/{of} {cell.words()}{time_left(done, of, started, already)}")
+        tell(f"{done}/{of} {cell.words()}{time_left(done, of, started, already, request.workers)}")
         to.done(cell, out)
     for cell in todo:  # those that were there, and arms that others' runs stand for
         to.done(cell, out)

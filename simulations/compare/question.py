@@ -101,7 +101,9 @@ class Arm(Value):
             data |= {"model": _finished(self.weights), "plan": []}
         if self.method is not None:
             teacher = {} if self.method != "distill" else {"teacher": named[0] if len(named) == 1 else ensemble}
-            data["plan"] = [stage.model_dump(mode="json") for stage in preset(study, self.method, teacher)]
+            told = {key: value for key, value in self.keys.items() if key.startswith("input.")}
+            asked = changed(data, told, source) if told else study  # its columns decide which stages come first
+            data["plan"] = [stage.model_dump(mode="json") for stage in preset(asked, self.method, teacher)]
         return renamed_code(changed(data, self.keys, f"{source}, arm {self.name}"), study)
 
 

@@ -47,11 +47,13 @@ def preset(study: Study, method: str, more: Mapping[str, Any]) -> tuple[Stage, .
     if columns is not None and isinstance(columns.local, Statistics):
         settings["columns"] = columns.local.private
     table = isinstance(study.input, TableInput) and study.input.needs_sums and study.model.backbone != ENSEMBLE
-    stages = expand(NamedMethod(**settings), table=table)
+    harmonise = isinstance(study.input, TableInput) and study.input.harmonise is not None
+    stages = expand(NamedMethod(**settings), table=table, harmonise=harmonise)
     asked = settings.get("rounds", NamedMethod(name=method).rounds)
     if (there := sum(rounds for _, rounds in at_hospitals(stages))) > asked:
         # Some methods go through the rounds once together and once more at each site: that is twice the work.
-        stages = expand(NamedMethod(**settings | {"rounds": max(1, round(asked * asked / there))}), table=table)
+        fewer = NamedMethod(**settings | {"rounds": max(1, round(asked * asked / there))})
+        stages = expand(fewer, table=table, harmonise=harmonise)
     return stages
 
 

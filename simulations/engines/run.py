@@ -164,9 +164,9 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
             cache=home().resolve() / "cohorts",
         )
         # A deployed site draws its key; here it follows from the seed, since splits depend on it.
-        keep_key(sites / name, derive(study.seed, name, "secret").to_bytes(16, "big"))
+        keep_key(sites / name, derive(study.seed, name, "secret").to_bytes(16, "big"), sync=config.sync)
         config.write(sites / name / "site.json")
-        approve(sites / name, study.digest, study.name)
+        approve(sites / name, study.digest, study.name, sync=config.sync)
     write_json(sites / "index.json", sorted(hospitals.cohorts))
     faults = {name: fault.model_dump(mode="json") for name, fault in hospitals.faults.items()}
     facts: dict[str, Any] = {"synthetic": hospitals.synthetic, "faults": faults, "study": study.digest}

@@ -24,7 +24,7 @@ from fedgraft.common.base.errors import FedgraftError, InputError
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.checks.check_plugins import read_pinned
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.checks.far_source import TWO_STEPS
+from fedgraft.common.checks.far_source import shrunk
 from fedgraft.common.closed_form.likeness import Apart, pairs
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import list_weights, load_manifest
@@ -34,6 +34,7 @@ from fedgraft.simulations.engines.run import Hospitals, prepare, simulated_cohor
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import load_scenario
 from fedgraft.simulations.planning.grouping import Grouping, SiteCases, cases_of, grouping
+from fedgraft.simulations.planning.method_advice import MethodAdvice, method_advice
 from fedgraft.simulations.planning.transferability import h_score, log_me
 
 
@@ -61,6 +62,10 @@ class Look:
     """Labelled training cases by site."""
     grouping: Grouping
     """Who should train together."""
+    method: MethodAdvice
+    """What to take first."""
+    warnings: tuple[str, ...]
+    """What the best candidate's weights do not get from the study."""
     task: str
     """What all of it is about."""
 
@@ -77,7 +82,11 @@ def suggest(
     seen = look(study, found, named)
     if as_json:
         facts = {"study": study.name, "candidates": [asdict(one) for one in seen.candidates], "cases": seen.cases}
-        facts |= {"task": seen.task, "sites": [asdict(one) | {"apart": one.differs} for one in seen.pairs]}
+        facts |= {
+            "task": seen.task,
+            "method": seen.method.method,
+            "sites": [asdict(one) | {"apart": one.differs} for one in seen.pairs],
+        }
         sys.stdout.write(json.dumps(facts | {"grouping": asdict(seen.grouping)}) + "\n")
         return
     _show(study, seen)
@@ -106,13 +115,29 @@ def look(study: Study, found: Hospitals, named: Sequence[str]) -> Look:
         if not cases:
             raise InputError(f"No site has a label for task {task.name!r}.", fix="Check the sites' label columns.")
         model = candidate.model
-        brought = model.weights is not None and load_manifest(model.weights).is_brought
-        scored.append((Candidate(model.weights, model.backbone, *ranks(task, [*cases.values()]), brought), cases))
+        manifest = None if model.weights is None else load_manifest(model.weights)
+        brought = manifest is not None and manifest.is_brought
+        ranked = Candidate(model.weights, model.backbone, *ranks(task, [*cases.values()]), brought)
+        scored.append((ranked, cases, local_model.tags, shrunk(candidate, manifest)))
     scored.sort(key=lambda one: -one[0].log_me)
-    cases = scored[0][1]
+    best, cases, tags, small = scored[0]
     apart = pairs({site: own.likeness(task) for site, own in cases.items()})
-    counts = {site: len(own.targets) for site, own in cases.items()}
-    return Look([one for one, _ in scored], apart, counts, grouping(cases, task, study.seed), task.name)
+    method = method_advice(
+        task,
+        tags,
+        from_elsewhere=best.from_elsewhere,
+        apart=any(pair.differs for pair in apart),
+        several=bool(apart),
+    )
+    return Look(
+        candidates=[one for one, *_ in scored],
+        pairs=apart,
+        cases={site: len(own.targets) for site, own in cases.items()},
+        grouping=grouping(cases, task, study.seed),
+        task=task.name,
+        method=method,
+        warnings=(small,) if small else (),
+    )
 
 
 def ranks(task: AnyTask, cases: Collection[SiteCases]) -> tuple[float, float | None]:
@@ -178,34 +203,30 @@ def _show(study: Study, seen: Look) -> None:
     for one in seen.candidates:
         table.add_row(one.weights or "random entries", one.backbone, figure(one.log_me), figure(one.h_score))
     OUT.print(table)
-    best, cases, pairs_ = seen.candidates[0], seen.cases, seen.pairs
+    cases, apart = seen.cases, [pair for pair in seen.pairs if pair.differs]
     say(first_choice(seen.candidates))
     say(f"{sum(cases.values())} labelled training cases at {len(cases)} sites, {min(cases.values())} at the smallest.")
-    apart = [pair for pair in pairs_ if pair.differs]
     if apart:
         worst = max(apart, key=lambda pair: pair.distance)
         say(
-            f"{len(apart)} of {len(pairs_)} pairs of sites differ by more than chance, {worst.one} and {worst.other} "
-            f"most ({worst.distance:.2f} deviations; chance {worst.by_chance:.2f})."
+            f"{len(apart)} of {len(seen.pairs)} pairs of sites differ by more than chance, {worst.one} and "
+            f"{worst.other} most ({worst.distance:.2f} deviations; chance {worst.by_chance:.2f})."
         )
-    elif pairs_:
-        say("No two sites differ by more than chance: local norm layers would gain nothing.")
-    if best.from_elsewhere:
-        say(
-            f"method: {TWO_STEPS}: weights from elsewhere want a head first, and norm statistics that stay as they "
-            f"came. Try it: fedgraft compare STUDY --arm {TWO_STEPS} --arm ridge_probe --arm scratch --arm local"
-        )
-    elif apart:
-        say("Keep norm statistics at the sites: method: silobn or fedbn, or adapt at the end (graft).")
-    elif pairs_:
-        say("method: fedavg will do.")
-    _show_grouping(seen.grouping, TWO_STEPS if best.from_elsewhere else "fedavg")
-    say("These are ranks, not results. See them tried: fedgraft compare STUDY --arm study --arm silobn --arm fedavg")
+    elif seen.pairs:
+        say("No two sites differ by more than chance.")
+    for sentence in (seen.method.why, *seen.warnings):
+        if sentence:
+            say(sentence)
+    _show_grouping(seen.grouping, seen.method.until)
+    arms = " ".join(f"--arm {arm}" for arm in seen.method.arms)
+    say(f"These are ranks, not results. See them tried: fedgraft compare STUDY {arms}")
 
 
 def first_choice(candidates: Sequence[Candidate]) -> str:
     """What to start from, or that the two ranks do not agree."""
     name = candidates[0].weights or "random entries"
+    if len(candidates) == 1:
+        return f"Start from {name}: nothing else at hand fits the study."
     if candidates[0].h_score is None:
         return f"Start from {name}: its frozen features tell most of the values, by LogME."
     first, other = candidates[0], max(candidates, key=lambda one: one.h_score or 0.0)
@@ -217,12 +238,9 @@ def first_choice(candidates: Sequence[Candidate]) -> str:
     )
 
 
-def _show_grouping(found: Grouping, method: str) -> None:
-    """Who should train together, and what that rests on; `method` is what to take as long as that cannot be told."""
-    until = (
-        f"Until it is tried: one model, method: {{name: {method}, personalise: best}}, with which a site keeps a "
-        "model of its own where that is better."
-    )
+def _show_grouping(found: Grouping, meanwhile: str) -> None:
+    """Who should train together, and what that rests on; `meanwhile` is what to take as long as it cannot be told."""
+    until = f"Until it is tried: {meanwhile}."
     if len(found.clusters) == 1 and not found.tried:
         say(f"Whether sites should have models apart cannot be told ({found.why}). {until}")
         return

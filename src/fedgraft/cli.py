@@ -16,6 +16,7 @@ from fedgraft.common.base.switches import set_switches
 from fedgraft.common.plugins.option import Plugins
 from fedgraft.server.cli.app import app as server
 from fedgraft.server.cli.kit_app import app as kit
+from fedgraft.server.cli.login_app import app as login
 from fedgraft.simulations.cli.app import AsJson, Sets, StudyFile, poc, privacy, study
 from fedgraft.simulations.cli.weights_app import weights
 
@@ -31,6 +32,7 @@ app.add_typer(data, name="data", rich_help_panel=_PLAN)
 app.add_typer(poc, name="poc", rich_help_panel=_DEPLOY)
 app.add_typer(passport, name="passport", rich_help_panel=_USE)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
+server.add_typer(login, name="login")
 app.add_typer(kit, name="kit", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
 app.add_typer(person, name="person", rich_help_panel=_DEPLOY)
@@ -173,6 +175,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         "fedgraft predict runs/one images --out said --site runs/one/sites/north",
         "fedgraft predict runs/one images --out said --dicom sr --dicom seg",
         "fedgraft predict runs/one volumes --out said --cohort runs/one/sites/north",
+        "fedgraft predict runs/one images --out said --sets north",
     ),
 )
 def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
@@ -195,12 +198,15 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value: as a cohort has it, such as plane=coronal.")
     ] = None,
+    sets: Annotated[
+        str | None, typer.Option(help="Conformal sets as well: of this site of the run, or all (under masks).")
+    ] = None,
     _plugin: Plugins = None,
 ) -> None:
     """What a model says of data of any kind that a cohort can be of, as a table, and where it looks."""
     from fedgraft.client.inference import command
 
-    more = tuple(accept or ()), tuple(dicom or ()), kind, cohort, tuple(set_ or ())
+    more = tuple(accept or ()), tuple(dicom or ()), kind, cohort, tuple(set_ or ()), sets
     command.predict(command.PredictRequest(model, data, out, site, tuple(heat or ()), task, of, adapt, *more))
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedgraft.server.provisioning.actions import ActionLog
 from fedgraft.simulations.engines.run import OPEN
 from helpers.federation import ROOT, SLOW, command, end_with_parent, until
 from helpers.ports import free_port
@@ -173,6 +174,12 @@ def test_the_guide(people: dict[str, Person]):
     assert [line for block in ENVELOPE for line in block if line not in coordinator.typed + north.typed] == []
 
     _later(people, kits, sites[0])
+    did = {folder: ActionLog(kits / folder).entries() for folder in ("server", "authority")}
+    assert [line.action for line in did["server"]] == ["run", "stop", "resume"]
+    assert did["server"][1].about == {"runs": [str(coordinator.folder / "runs" / "trial")], "server": False}
+    assert [line.action for line in did["authority"]] == ["enrol"] + [
+        word for line in LATER if (word := line.split()[2]) in ("enrol", "revoke", "renew")
+    ]
 
 
 def _evidence(coordinator: Person, sites: dict[str, Person], fingerprints: list[str]) -> None:

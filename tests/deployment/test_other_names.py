@@ -220,6 +220,19 @@ def test_a_site_cannot_have_another_s_message_forgotten(stage: Stage):
     assert stage.found() == ("mine", "theirs")
 
 
+def test_a_site_that_knows_the_name_of_another_s_piece_does_not_get_it(stage: Stage):
+    """Of the message that the other was asked, and of what it has answered."""
+    mine, theirs = stage.round()
+    reply = stage.victim.reply(theirs, "theirs")
+    assert stage.victim.has(theirs.metadata.message_id, theirs)
+    assert not stage.thief.has(theirs.metadata.message_id, theirs)
+    assert stage.victim.push(reply) == 200
+    for name in get_all_nested_objects(reply):
+        assert not stage.thief.has(name, theirs)
+    assert stage.thief.push(stage.thief.reply(mine, "mine")) == 200
+    assert stage.found() == ("mine", "theirs")
+
+
 def bomb(inner: Message) -> dict[str, bytes]:
     """A reply of some kilobytes with an array that names its one piece a million times."""
     chunk, chunk_body = piece("ArrayChunk", [], bytes(4096))

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedgraft.common.identity.keys import NodeKey, public_pem
+from fedgraft.server.bodies.bodies import Bodies
+from fedgraft.server.fleet.bell import Bells
 from fedgraft.server.operations.doors import DoorLimits
 from fedgraft.server.operations.gate import Gate, gate_server
 from fedgraft.server.operations.request_auth import RequestAuth
@@ -30,6 +32,7 @@ class Recorder:
     """An ASGI application that notes what reaches it, and answers with headers that nobody outside should see."""
 
     seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
+    answer: bytes = b"answered"
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         body, more = b"", True
@@ -38,9 +41,9 @@ class Recorder:
             body, more = body + message.get("body", b""), message.get("more_body", False)
         headers = {key.decode(): value.decode() for key, value in scope["headers"]}
         self.seen.append((scope["method"], scope["path"], headers, body))
-        answer = [(b"content-type", b"x/y"), (b"flwr-it", b"yes"), (b"set-cookie", b"a=b"), (b"server", b"inner")]
-        await send({"type": "http.response.start", "status": 200, "headers": answer})
-        await send({"type": "http.response.body", "body": b"answered"})
+        kept = [(b"content-type", b"x/y"), (b"flwr-it", b"yes"), (b"set-cookie", b"a=b"), (b"server", b"inner")]
+        await send({"type": "http.response.start", "status": 200, "headers": kept})
+        await send({"type": "http.response.body", "body": self.answer})
 
 
 class Gated:
@@ -52,12 +55,17 @@ class Gated:
         guard: RequestAuth,
         authority: Path | None = None,
         limits: DoorLimits | None = None,
+        *,
+        bodies: Bodies | None = None,
+        bells: Bells | None = None,
     ) -> None:
         self.recorder, self.port, inner = Recorder(), free_port(), free_port()
         files = {"ssl_certfile": str(home.inner[0]), "ssl_keyfile": str(home.inner[1])}
         config = uvicorn.Config(self.recorder, port=inner, log_config=None, lifespan="off", **files)
         self._inner = uvicorn.Server(config)
-        gate = Gate(guard, f"https://127.0.0.1:{inner}", authority or home.authority, limits)
+        gate = Gate(
+            guard, f"https://127.0.0.1:{inner}", authority or home.authority, limits, bodies=bodies, bells=bells
+        )
         self.doors = gate.doors
         self._gate = gate_server(gate, ("127.0.0.1", self.port), home.gate)
         self._threads = [threading.Thread(target=_serve, args=(one,), daemon=True) for one in (self._inner, self._gate)]

@@ -17,7 +17,14 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
     PushMessagesResponse,
 )
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PushObjectRequest, PushObjectResponse
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
@@ -52,6 +59,13 @@ class RawSite:
     def confirm(self, number: str, run: int) -> int:
         request = ConfirmMessageReceivedRequest(node=Node(node_id=self.node), run_id=run, message_object_id=number)
         return self.call("confirm-message-received", request).status_code
+
+    def has(self, name: str, asked: Message) -> bool:
+        """Whether the server gives this site the piece of this name."""
+        request = PullObjectRequest(node=Node(node_id=self.node), run_id=asked.metadata.run_id, object_id=name)
+        answer = self.call("pull-object", request)
+        answer.raise_for_status()
+        return bool(PullObjectResponse.FromString(answer.content).object_found)
 
     def reply(self, asked: Message, text: str, **told: Any) -> Message:
         """A reply to a message, with other metadata if asked."""

@@ -20,11 +20,12 @@ from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.study import Study
 from fedgraft.server.provisioning.consortium import Consortium
+from fedgraft.server.watch.login.page_settings import PageSettings
 from fedgraft.simulations.compare.question import Question
 from fedgraft.simulations.phantoms.scenario import Scenario
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
-FILES = (Study, Question, SiteConfig, Scenario, Consortium)
+FILES = (Study, Question, SiteConfig, Scenario, Consortium, PageSettings)
 PAGES = (
     "tutorials/first_study.md",
     "how_to/agree_first.md",

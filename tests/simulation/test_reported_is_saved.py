@@ -299,3 +299,42 @@ def test_the_operating_point_is_chosen_on_validation_cases_kept_and_used(
     page = build_report(run).read_text()
     assert "At the operating point, on test cases" in page
     assert "chosen before the test cases were looked at: malignant by a sensitivity of 0.9" in page
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_sets_that_predict_names_have_the_runs_own_coverage_and_size(
+    hidden: bool, command: Command, tmp_path: Path
+) -> None:
+    """Counted from the table's rows and the test cases' truth, in which nothing of the run's sums takes part."""
+    data = shortened(CONFIGS / "studies" / "breast_cancer.yaml").model_dump(mode="json")
+    data["evaluate"] = {"every": 0, "conformal": 0.8}
+    study = parse_study(data | {"secure_aggregation": hidden}, "sets")
+    run = simulate(study, hospitals_of(load_scenario("breast_cancer")), tmp_path / "run")
+    shown = read_json(run / "result.json")["conformal"]["diagnosis"][""]
+    site, *others = read_json(run / "sites" / "index.json")
+    named = "all" if hidden else site
+    count = hit = size = 0
+    for one in [site, *others] if hidden else [site]:
+        cohort = simulated_cohort(study, run, one)
+        root = read_site(run / "sites" / one).cohort.root
+        code, out, err = command("predict", run, root, "--out", f"said-{one}", "--sets", named)
+        assert code == 0, err
+        assert f"in 80% of new cases of {named}" in " ".join(out.split())
+        with Path(f"said-{one}", "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for at in cohort.splits["test"].tolist():
+            inside = [name for name in rows[at]["diagnosis set"].split("; ") if name]
+            true = study.tasks[0].names[int(cohort.targets["diagnosis"][at])]
+            count, hit, size = count + 1, hit + (true in inside), size + len(inside)
+    test = shown["" if hidden else site]["test"]
+    near = 2 / count if hidden else 1e-9  # masked scores lie on a coarser grid
+    assert test["n"] == count
+    assert hit / count == pytest.approx(test["coverage"], abs=near)
+    assert size / count == pytest.approx(test["size"], abs=near)
+    code, _, err = command("predict", run, root, "--out", "other", "--sets", "nowhere")
+    assert code == 2
+    assert named in err
+    (run / "result.json").unlink()
+    code, _, err = command("predict", run, root, "--out", "none", "--sets", named)
+    assert code == 2
+    assert "has no conformal sets" in " ".join(err.split())

@@ -69,6 +69,8 @@ class Place:
     secret: bytes
     full: bool = False
     """Whether what lies in the cache is compared with its digests, however old it is."""
+    sync: bool = True
+    """Whether what is written to `state` waits for the disk."""
 
     def patient(self, key: str) -> str:
         """A patient's name in fedgraft: HMAC-SHA256 of the hospital's own identifier, 32 hex digits."""
@@ -155,7 +157,7 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
     alike = {patient: splits.stratum(labels) for patient, labels in by_patient.items()}
     dealing = dealing_of(spec, wanted, place)
     own = dict(zip(decoded.patients, decoded.splits, strict=True)) if decoded.splits else None
-    chosen, rule = splits.keep(place.state / "splits.csv", alike, dealing, own)
+    chosen, rule = splits.keep(place.state / "splits.csv", alike, dealing, own, sync=place.sync)
     if (dealing.rule or rule) == "independent":
         experiment.refuse_tied(name, spec)
     cases = splits.indices(decoded.patients, chosen)
@@ -212,7 +214,7 @@ def _read(spec: CohortSpec, wanted: CohortRequest, place: Place) -> Decoded:
     names = [name_below(path, spec.root) for path in found.files]
     rows = [(names[at], reason) for at, reason in decoded.left_out]
     rows += [(name_below(path, spec.root), reason) for path, reason in found.passed_over]
-    _list_left_out(rows, place.state)
+    _list_left_out(rows, place)
     return decoded
 
 
@@ -283,10 +285,10 @@ def _digest_of(labels: Path | None) -> str | None:
         return None
 
 
-def _list_left_out(rows: Sequence[tuple[str, str]], state: Path) -> None:
+def _list_left_out(rows: Sequence[tuple[str, str]], place: Place) -> None:
     """The files that were not used, for the people at the site; it names files, so it is private."""
     lines = ["file,reason"] + ['"{}",{}'.format(name.replace('"', '""'), reason) for name, reason in rows]
-    write_atomic(state / "left_out.csv", ("\n".join(lines) + "\n").encode(), private=True)
+    write_atomic(place.state / "left_out.csv", ("\n".join(lines) + "\n").encode(), private=True, sync=place.sync)
 
 
 def _check_usable(name: str, spec: CohortSpec, decoded: Decoded, wanted: CohortRequest) -> None:

@@ -112,13 +112,18 @@ def assign(labels: Mapping[str, int], known: Mapping[str, str], shares: SplitSpe
 
 
 def keep(
-    path: Path, labels: Mapping[str, int], dealing: Dealing, own: Mapping[str, str] | None = None
+    path: Path,
+    labels: Mapping[str, int],
+    dealing: Dealing,
+    own: Mapping[str, str] | None = None,
+    *,
+    sync: bool = True,
 ) -> tuple[dict[str, str], SplitRule]:
     """The splits in the file `path`, with new patients added, and the rule that holds; nobody in it ever moves.
 
     `own` are the splits that the cohort brings, if it brings some. The file is private. DataError if it is damaged, was
     made with other shares or another seed, says otherwise than the cohort does, or was dealt by class where each
-    patient must stand alone. A file that names no rule counts as dealt by class.
+    patient must stand alone. A file that names no rule counts as dealt by class. `sync` is as in `write_atomic`.
     """
     fresh: SplitRule = "own" if own is not None else dealing.rule or "independent"
     known, rule = _read(path, dealing) if path.exists() else ({}, fresh)
@@ -131,7 +136,7 @@ def keep(
         )
     if own is not None:
         if own.keys() - known.keys():
-            _write(path, known | dict(own), dealing, rule)
+            _write(path, known | dict(own), dealing, rule, sync=sync)
         return {patient: own[patient] for patient in labels}, rule
     if dealing.rule == "independent" and rule == "stratified":
         raise TiedSplits(
@@ -145,7 +150,7 @@ def keep(
     else:
         splits = known | assign(labels, known, dealing.shares, dealing.seed)
     if len(splits) > len(known):
-        _write(path, splits, dealing, rule)
+        _write(path, splits, dealing, rule, sync=sync)
     return {patient: splits[patient] for patient in labels}, rule
 
 
@@ -154,13 +159,13 @@ def write(path: Path, splits: Mapping[str, str], dealing: Dealing) -> None:
     _write(path, splits, dealing, dealing.rule or "independent")
 
 
-def _write(path: Path, splits: Mapping[str, str], dealing: Dealing, rule: SplitRule) -> None:
+def _write(path: Path, splits: Mapping[str, str], dealing: Dealing, rule: SplitRule, *, sync: bool = True) -> None:
     text = io.StringIO()
     text.write(_header(dealing, rule) + "\n")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("patient", "split"))
     writer.writerows(sorted(splits.items()))
-    write_atomic(path, sealed(text.getvalue(), dealing.secret).encode(), private=True)
+    write_atomic(path, sealed(text.getvalue(), dealing.secret).encode(), private=True, sync=sync)
 
 
 def sealed(text: str, secret: bytes) -> str:

@@ -114,6 +114,7 @@ def read_table(
         _need(table, columns)
     with faults.look():
         labels = set(label_columns(table, tasks, spec).values())
+        _no_label_among(table, columns, labels)
     faults.refuse()
     problems = Counter[str]()
     with faults.look():
@@ -164,6 +165,16 @@ def _need(table: Table, columns: TableInput) -> None:
         meant = "".join(f" Is {other!r} the column {name!r}? Then call it so." for name, other in alike.items())
         raise DataError(
             f"{table.path}: has no column {', '.join(map(repr, absent))}.", fix=f"It has: {', '.join(header)}.{meant}"
+        )
+
+
+def _no_label_among(table: Table, columns: TableInput, labels: Collection[str]) -> None:
+    """DataError for a covariate that is the label here: what it explains stays in the columns, the answer among it."""
+    if leaks := [name for name in columns.covariate_spans if name in labels]:
+        raise DataError(
+            f"{table.path}: the column {', '.join(map(repr, leaks))} holds the label, and columns are to be "
+            "harmonised by it as a covariate: they would tell the answer.",
+            fix="Say in label_columns where the label is, or ask the coordinator to leave the covariate out.",
         )
 
 

@@ -102,6 +102,7 @@ def segmentations(
     for at, place in enumerate(places):
         one = _segmentation(_alone(source), {task: own[at : at + 1] for task, own in masks.items()}, algorithm, place)
         _refer(one, source, at + 1)
+        one.PatientOrientation = source.get("PatientOrientation") or ""
         made.append(one)
     return made
 
@@ -121,7 +122,7 @@ def _alone(source: Dataset) -> Dataset:
     alone = Dataset()
     alone.update(source)
     alone.file_meta = source.file_meta
-    alone.SOPClassUID = SecondaryCaptureImageStorage
+    alone.add_new("SOPClassUID", "UI", SecondaryCaptureImageStorage)  # to set it would change the source's element
     # A pixel's size without a slice's thickness is written by highdicom, and then not read by it.
     for key in ("NumberOfFrames", "FrameOfReferenceUID", "PixelSpacing"):
         alone.pop(key, None)
@@ -204,6 +205,8 @@ def capture(source: Dataset, drawn: np.ndarray, what: str, algorithm: Algorithm,
     )
     # Padded to a square, so that its rows and columns are no more those of the source.
     made["PatientOrientation"].value = source.get("PatientOrientation") or ""
+    side = source.get("Laterality") or source.get("ImageLaterality")
+    made.Laterality = side if side in ("L", "R") else ""
     made.BurnedInAnnotation = "NO"
     made.ImageComments = f"{_CAPTURED} Model {algorithm.name}, sha256 {algorithm.version}"
     made.DerivationDescription = what

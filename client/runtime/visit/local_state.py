@@ -17,8 +17,10 @@ _VERSIONS = 3
 class LocalState:
     """The site's own entries as they were after each exchange."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, sync: bool = True) -> None:
+        """Without `sync` what is kept survives a kill of the process, and not a loss of power."""
         self._folder = folder
+        self._sync = sync
         self._latest: tuple[int, dict[str, np.ndarray]] | None = None
 
     def before(self, exchange: int) -> dict[str, np.ndarray]:
@@ -46,7 +48,7 @@ class LocalState:
     def save(self, exchange: int, entries: Arrays) -> None:
         """Put all of the site's own entries on disk as they are after `exchange`, all or nothing."""
         make_folder(self._folder)
-        save_tensors(self._folder / f"{exchange:06d}.safetensors", dict(entries), private=True)
+        save_tensors(self._folder / f"{exchange:06d}.safetensors", dict(entries), private=True, sync=self._sync)
         self._latest = (exchange, dict(entries))
         for path in self._paths()[:-_VERSIONS]:
             path.unlink(missing_ok=True)

@@ -37,10 +37,10 @@ _LATEST = 1 << 40
 class Personal:
     """The entries of one site's own model in one study, by exchange, and what was chosen at the end."""
 
-    def __init__(self, kept: Path) -> None:
-        """`kept` is the folder of what the site keeps of the study."""
+    def __init__(self, kept: Path, *, sync: bool = True) -> None:
+        """`kept` is the folder of what the site keeps of the study; `sync` is as for `LocalState`."""
         self._folder = kept / FOLDER
-        self._entries = LocalState(self._folder)
+        self._entries = LocalState(self._folder, sync=sync)
 
     def before(self, exchange: int) -> dict[str, np.ndarray]:
         """The entries as they were before this exchange; none at first."""

@@ -14,6 +14,7 @@ from fedgraft.common.protocol.instructions import (
     Arrays,
     Code,
     Instruction,
+    LastDigest,
     type_name,
 )
 from fedgraft.common.study.plan import Stage
@@ -24,6 +25,7 @@ class ReceivedState:
 
     def __init__(self, local_model: LocalModel) -> None:
         self._local_model = local_model
+        self._held_digest = LastDigest(local_model.digests)
         self.entries: dict[str, np.ndarray] = {}
         """The model's entries as the coordinator has them."""
         self.came: dict[str, np.ndarray] = {}
@@ -53,10 +55,7 @@ class ReceivedState:
         needed = set(forms) | (set(came_forms) if instruction.work else set())
         known: Arrays = self._models | self.came
         held = {key: array for key, array in known.items() if key in needed and key not in instruction.tensors}
-        if (
-            set(held) | (set(instruction.tensors) & needed) != needed
-            or self._local_model.digests.of(held) != instruction.held
-        ):
+        if set(held) | (set(instruction.tensors) & needed) != needed or self._held_digest.of(held) != instruction.held:
             raise Refused(Code.MISSING_TENSORS)
         now = held | dict(instruction.tensors)
         self._models = {key: now[key] for key in forms}

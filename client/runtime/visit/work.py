@@ -13,6 +13,7 @@ from fedgraft.client.privacy.guard.survival_counts import coarse, demand_figures
 from fedgraft.client.privacy.ledger.reply_store import Replay
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace
+from fedgraft.client.training.columns.harmonise import harmonise
 from fedgraft.client.training.losses.base import RoundContext, VisitContext
 from fedgraft.client.training.losses.machine import LocalMachine
 from fedgraft.client.training.microbatching import Microbatching
@@ -29,7 +30,7 @@ from fedgraft.common.protocol.packed_symmetric import packed
 from fedgraft.common.protocol.routing import KINDS, privacy_request, retains_statistics
 from fedgraft.common.protocol.states import States
 from fedgraft.common.study.inputs import TableInput
-from fedgraft.common.study.plan import Gradient, Recalibrate, Stage, Statistics
+from fedgraft.common.study.plan import Gradient, Harmonise, Recalibrate, Stage, Statistics
 from fedgraft.common.study.stages.losses import Requirement, requirements, wants_all_cases
 from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.stages.training import Private
@@ -49,6 +50,7 @@ class Worker:
 
     def __init__(self, place: Workplace, log: logging.Logger) -> None:
         self._place = place
+        self._log = log
         self._microbatching = Microbatching(place.local_model, log)
         self._labelled = place.labelled()
 
@@ -104,10 +106,25 @@ class Worker:
         if isinstance(local, Recalibrate):
             begin()
             figures = self._microbatching.recalibrate(place.loader, local)
+        elif isinstance(local, Harmonise):
+            begin()
+            figures = self._harmonised()
         else:
             cases_ = place.training_cases(stage, local)
             figures = self._microbatching.train(cases_, local, routing.changed, context, begin)
         return self._left(stage, context, _shown(figures, guard))
+
+    def _harmonised(self) -> dict[str, float]:
+        """Find the site's own effects; columns that are left as they are stand in the site's log alone."""
+        figures, untold = harmonise(self._place.local_model, self._place.loader)
+        given = self._place.study.input
+        if untold and isinstance(given, TableInput):
+            names = list(given.harmonised)
+            self._log.warning(
+                "not harmonised, for lack of values that differ here, or of other sites that have any: %s",
+                ", ".join(names[at] for at in untold),
+            )
+        return figures
 
     def _left(self, stage: Stage, context: RoundContext, figures: dict[str, float]) -> WorkResult:
         """What training leaves behind: entries that are sent or stay, and what the stage's methods remember or send."""

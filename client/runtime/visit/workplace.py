@@ -13,7 +13,7 @@ from fedgraft.client.training.model.features import Features
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.methods.memory.carried import in_place, personal
-from fedgraft.common.protocol.instructions import TRUNK, Arrays
+from fedgraft.common.protocol.instructions import TRUNK, Arrays, LastDigest
 from fedgraft.common.protocol.routing import Routing, own, privacy_request, stays
 from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.plan import Gradient, Role, Stage
@@ -37,6 +37,7 @@ class Workplace:
         self.used: dict[str, np.ndarray] = {}
         """The entries that the model was last put together from."""
         self.features = Features(self.loader, folder, study.digest, keep=keep_features)
+        self._backbone_digest = LastDigest(local_model.digests)
         self._routings = {stage.name: Routing.of(stage, local_model.tags) for stage in study.plan}
 
     def labelled(self) -> dict[str, float]:
@@ -90,7 +91,7 @@ class Workplace:
         """The cases through the backbone that is loaded, as features."""
         tags = self.local_model.tags
         backbone = {key: array for key, array in self.used.items() if tags[key].role is not Role.HEAD}
-        return self.features.loader(self.local_model, self.local_model.digests.of(backbone), split)
+        return self.features.loader(self.local_model, self._backbone_digest.of(backbone), split)
 
     def training_cases(self, stage: Stage, local: Gradient) -> Loader:
         """The training cases: as features where the backbone is frozen, unless images are to be changed at random."""

@@ -11,7 +11,7 @@ import torch
 from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.models.initialise import make_model, make_teacher
 from fedgraft.common.models.model import TransferModel, state_arrays
-from fedgraft.common.protocol.instructions import Arrays, Digests, place
+from fedgraft.common.protocol.instructions import Arrays, Digests, Place, place
 from fedgraft.common.protocol.routing import Shapes, forms_of
 from fedgraft.common.study.model_spec import Teacher
 from fedgraft.common.study.plan import Stage, Tag
@@ -71,7 +71,7 @@ class LocalModel:
         self.forms: Shapes = {
             key: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for key, v in self._live.items()
         }
-        self._loaded: dict[str, np.ndarray] = {}
+        self._loaded: dict[str, tuple[np.ndarray, Place]] = {}
         self._study = study
         self._teachers: dict[Teacher, TransferModel] = {}
 
@@ -104,7 +104,7 @@ class LocalModel:
                 np.copyto(self._memory[key], array)
             else:
                 self._live[key].copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
-            self._loaded[key] = array
+            self._loaded[key] = array, place(array)
 
     def begin(self, arrays: Arrays, changes: Iterable[str]) -> None:
         """Put `arrays` into the model for work that changes the entries `changes`."""
@@ -131,4 +131,8 @@ class LocalModel:
 
     def _lies_here(self, key: str, array: np.ndarray) -> bool:
         loaded = self._loaded.get(key)
-        return loaded is not None and place(loaded) == place(array)
+        if loaded is None or loaded[0] is array:
+            return loaded is not None
+        if found := loaded[1] == place(array):  # as another site of this process has it
+            self._loaded[key] = array, loaded[1]
+        return found

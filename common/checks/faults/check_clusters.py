@@ -11,6 +11,7 @@ from fedgraft.common.study.clusters import AnyClusters, ByLoss, NamedClusters, b
 from fedgraft.common.study.plan import Role, Stage, Statistics
 from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
+    ComBat,
     Cox,
     KaplanMeier,
     Logistic,
@@ -52,7 +53,7 @@ def has_own(stage: Stage, tags: Tags, clusters: AnyClusters) -> bool:
     """Whether what a stage aggregates is, or has in it, entries of which each cluster has its own."""
     if not isinstance(stage.aggregate, Sums):
         return any(tags[key] in clusters.own for key in changed(stage, tags) if tags[key] in stage.share)
-    solved = Role.SCALE if isinstance(stage.aggregate, Standardise) else Role.HEAD
+    solved = Role.SCALE if isinstance(stage.aggregate, Standardise | ComBat) else Role.HEAD
     return any(tag in clusters.own for tag in tags.values() if tag.role is solved)
 
 

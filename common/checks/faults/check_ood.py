@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from fedgraft.common.protocol.routing import sent
 from fedgraft.common.study.plan import Role, Stage, Tag
-from fedgraft.common.study.stages.aggregates import Moments, Standardise, Threshold
+from fedgraft.common.study.stages.aggregates import ComBat, Moments, Standardise, Threshold
 from fedgraft.common.study.study import Study
 
 
@@ -34,6 +34,6 @@ def check_ood(study: Study, tags: Mapping[str, Tag]) -> Iterator[str]:
 def _changes(stage: Stage, tags: Mapping[str, Tag]) -> bool:
     """Whether what all sites' features come from is another after the stage."""
     moved = (tags[key].role for key in sent(stage, tags))
-    return isinstance(stage.aggregate, Standardise) or any(
+    return isinstance(stage.aggregate, Standardise | ComBat) or any(
         role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for role in moved
     )

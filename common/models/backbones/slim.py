@@ -65,9 +65,12 @@ class StandardiseColumns(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(columns))
         self.register_buffer("std", torch.ones(columns))
+        self.harmonise: nn.Module | None = None
+        """What takes sites' own effects out of the columns before, where a study asks for it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised columns (N, columns); a missing value, which is NaN, becomes 0."""
+        x = x if self.harmonise is None else self.harmonise(x)
         return torch.nan_to_num((x - self.mean) / self.std, nan=0.0)
 
 

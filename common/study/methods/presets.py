@@ -12,6 +12,7 @@ from fedgraft.common.study.methods.recipes import (
     adapt,
     adapted,
     fixbn,
+    harmonised,
     logistic_probe,
     lp_ft,
     maml,
@@ -251,12 +252,16 @@ def presets() -> dict[str, Preset]:
     return {**PLANS, **{kind: (found.summary, found.stages) for kind, found in own.items()}}
 
 
-def expand(method: NamedMethod, *, table: bool) -> tuple[Stage, ...]:
-    """Stages of a preset, after the sums that a `table` needs; ValueError with the list of names for an unknown one."""
+def expand(method: NamedMethod, *, table: bool, harmonise: bool = False) -> tuple[Stage, ...]:
+    """Stages of a preset, after the sums that a `table` needs, and those before them that `harmonise` it.
+
+    ValueError with the list of names for an unknown preset.
+    """
     known, plugged = presets(), names(Kind.METHODS)
     if method.name not in [*known, *plugged]:
         raise ValueError(f"no method is called {method.name!r}{instead(method.name, [*known, *plugged])}")
     stages = known[method.name][1](method) if method.name in known else method_class(method.name).stages(method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
     stages = personalised(method, stages) if method.personalise == "best" else stages
-    return (standardise(method.columns), *stages) if table else stages
+    stages = (standardise(method.columns), *stages) if table else stages
+    return (*harmonised(), *stages) if harmonise else stages

@@ -8,6 +8,7 @@ from fedgraft.common.base.value import Value
 from fedgraft.common.study.model_spec import Teacher
 from fedgraft.common.study.plan import (
     Gradient,
+    Harmonise,
     Recalibrate,
     Role,
     Select,
@@ -17,6 +18,7 @@ from fedgraft.common.study.plan import (
 )
 from fedgraft.common.study.stages.aggregates import (
     Aggregation,
+    ComBat,
     Discriminant,
     Logistic,
     Mean,
@@ -219,6 +221,12 @@ def with_ood_detection(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
 def adapt() -> Stage:
     """Norm statistics from each site's own images."""
     return Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
+
+
+def harmonised() -> tuple[Stage, Stage]:
+    """ComBat before any other stage: what is common to all from sites' sums, then at each site what is its own."""
+    common = Stage(name="combat", local=Statistics(of="harmonisation"), aggregate=ComBat())
+    return common, Stage(name="harmonise", local=Harmonise(), keep=named("site_effects"))
 
 
 def standardise(private: PrivateSums | None = None) -> Stage:

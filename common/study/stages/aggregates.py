@@ -183,6 +183,15 @@ class Standardise(Value):
     kind: Literal["standardise"] = "standardise"
 
 
+class ComBat(Value):
+    """What is common to all sites' columns, with their covariates, from sums: equal to that of ComBat on pooled cases.
+
+    Johnson et al. 2007. Put into the model's first layer; what is a site's own it finds itself, in a stage `harmonise`.
+    """
+
+    kind: Literal["combat"] = "combat"
+
+
 class KaplanMeier(Value):
     """Kaplan-Meier curves from the sites' counts of who left in which bin of time, equal to those of all patients.
 
@@ -211,6 +220,6 @@ Robust = Median | TrimmedMean | Krum | ClippedMean
 """Aggregations that hold when a few sites send nonsense."""
 ClosedForm = Ridge | NearestMean | Discriminant
 """Aggregations that solve heads from sums of features and labels."""
-Sums = ClosedForm | Newton | Logistic | Moments | Temper | Threshold | Standardise | KaplanMeier | Cox
+Sums = ClosedForm | Newton | Logistic | Moments | Temper | Threshold | Standardise | ComBat | KaplanMeier | Cox
 """Aggregations that add up sums, not entries."""
 Aggregation = Annotated[Mean | AdaptersProduct | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]

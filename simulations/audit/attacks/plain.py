@@ -19,6 +19,7 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import column_sums, feature_sums
 from fedgraft.common.protocol.routing import sent
+from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import (
     Gradient,
     Role,
@@ -76,9 +77,12 @@ def _one_patient(study: Study, local_model: LocalModel, people: ExampleCases, he
 def _two_answers(study: Study, local: Statistics, local_model: LocalModel, people: ExampleCases) -> Measurement:
     """The same sums before and after a patient came: the patient is their difference."""
     whole, rest = loader_of(study, people), loader_of(study, people.only(torch.arange(1, len(people))))
-    if local.of == "columns":
+    if local.of in ("columns", "harmonisation"):
         truth, what = people.inputs[0].double(), "columns"
         found = torch.from_numpy(column_sums(study, whole)["sum"] - column_sums(study, rest)["sum"])
+        if local.of == "harmonisation" and isinstance(study.input, TableInput):  # which sends the sums of these alone
+            at = list(study.input.harmonised.values())
+            truth, found = truth[at], found[at]
     else:
         truth, what = _features(local_model, whole)[0].double(), "features"
         gram = f"{study.tasks[0].name}/gram"

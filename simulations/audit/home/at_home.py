@@ -122,7 +122,7 @@ _PUT_BACK = {
     "the public number": ("state/public_counts.json",),
     "all but the ledger": (
         *("state/progress", "state/replies", "state/studies", "state/egress.jsonl"),
-        *("state.witness/egress.json", "state/ledger/egress.json"),
+        *("state.witness/egress.witness", "state/ledger/egress.witness"),
     ),
 }
 """Parts of a hospital's home that a backup may bring back."""

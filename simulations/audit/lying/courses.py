@@ -35,7 +35,7 @@ from fedgraft.simulations.audit.lying.oracle import Oracle, Tally
 _LIES, _MIXED = 300, 90
 """So many lies at most about one field, and about several, over all steps of the study."""
 _FEWER = "fewer sites"
-_STILL = {Role.SCALE, Role.BASE_MODEL, Role.DOMAIN_DISCRIMINATOR}
+_STILL = {Role.SCALE, Role.SITE_EFFECTS, Role.BASE_MODEL, Role.DOMAIN_DISCRIMINATOR}
 """What no site trains."""
 
 

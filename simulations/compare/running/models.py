@@ -14,6 +14,7 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.preflight.baseline import fit_alone
 from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.training.columns.harmonise import own_effects
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import Predictions, predictions
 from fedgraft.client.training.model.loader import Loader
@@ -26,7 +27,7 @@ from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.clusters import NamedClusters
 from fedgraft.common.study.methods.fit import Fit
-from fedgraft.common.study.plan import Recalibrate
+from fedgraft.common.study.plan import Harmonise, Recalibrate
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 from fedgraft.simulations.compare.measures.answers import MERGED, Answers, Found
@@ -197,6 +198,8 @@ def _newcomers(
         for stage in job.study.plan:
             if isinstance(stage.local, Recalibrate):
                 recalibrate(local_model, Loader(cohort, job.study.input, device), stage.local)
+            elif isinstance(stage.local, Harmonise):
+                own_effects(local_model, Loader(cohort, job.study.input, device))
         found[site] = {site: answers_of(local_model, job.study, cohort)}
     return found, troubles
 

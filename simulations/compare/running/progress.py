@@ -45,10 +45,10 @@ def as_they_end(
         yield from ended
 
 
-def time_left(done: int, of: int, started: float, already: int) -> str:
-    """About how long the rest takes, by what this call has run so far; nothing before its first cell or at the end."""
+def time_left(done: int, of: int, started: float, already: int, workers: int = 1) -> str:
+    """About how long the rest takes, by what this call has run so far; nothing until each worker has, or at the end."""
     run = done - already
-    if run <= 0 or done >= of:
+    if run < workers or done >= of:
         return ""
     seconds = (time.monotonic() - started) / run * (of - done)
     return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"

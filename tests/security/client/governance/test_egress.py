@@ -143,9 +143,10 @@ def test_a_line_is_on_the_disk_before_the_message_leaves_unless_a_simulation_say
     )
     log = EgressLog(tmp_path / "real")
     log.record("ab", UPDATE, "because")
-    assert synced == [(tmp_path / "real" / "egress.jsonl").stat().st_size]
+    witness = tmp_path / "real.witness" / "egress.witness"
+    assert synced == [each.stat().st_size for each in (tmp_path / "real" / "egress.jsonl", witness)], "in this order"
     EgressLog(tmp_path / "played", sync=False).record("ab", UPDATE, "because")
-    assert len(synced) == 1
+    assert len(synced) == 2
     assert len(list(EgressLog(tmp_path / "played").entries())) == 1
 
 

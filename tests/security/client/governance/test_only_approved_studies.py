@@ -107,4 +107,4 @@ def test_a_study_that_is_spelt_otherwise_is_on_record_as_the_one_that_was_approv
         assert isinstance(wire.unpack_greeting(ask(wire.HELLO, wire.pack_hello(Hello(spelt)))), Greeting)
     config = read_site(home)
     assert {entry.study for entry in EgressLog(config.state).entries()} == {study.digest}
-    assert Records(config, exchanges_of).contradictions() == ()
+    assert Records(config, home, exchanges_of).contradictions() == ()

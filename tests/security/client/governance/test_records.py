@@ -54,7 +54,7 @@ def site(hospitals, tmp_path: Path) -> Iterator[PlayedSite]:
 
 
 def wrong(site: PlayedSite) -> tuple[str, ...]:
-    return Records(site.config, exchanges_of).contradictions()
+    return Records(site.config, site.home, exchanges_of).contradictions()
 
 
 def spent(site: PlayedSite) -> float:
@@ -66,7 +66,7 @@ def refusal(exchange: int) -> Refusal:
 
 
 LEDGER = ("state/ledger/ledger.sqlite", "state.witness/ledger.json", "state.witness/ledger.spent.json")
-LOG = ("state/egress.jsonl", "state.witness/egress.json", "state/ledger/egress.json")
+LOG = ("state/egress.jsonl", "state.witness/egress.witness", "state/ledger/egress.witness")
 RESTORED: dict[str, tuple[str, ...]] = {
     "the ledger": LEDGER[:1],
     "the ledger and its witness": LEDGER,
@@ -140,7 +140,7 @@ def test_a_witness_on_another_disk_outlives_a_restore_of_the_whole_home(hospital
     site.visits(private, 1)
     middle = site.backup("middle")
     site.visits(private, 2)
-    assert {path.name for path in disk.iterdir()} == {"ledger.json", "ledger.spent.json", "egress.json"}
+    assert {path.name for path in disk.iterdir()} == {"ledger.json", "ledger.spent.json", "egress.witness"}
     assert all(path.stat().st_mode & 0o077 == 0 for path in disk.iterdir())
     shutil.rmtree(site.home)
     shutil.copytree(middle, site.home)
@@ -169,11 +169,12 @@ def test_a_link_to_a_witness_elsewhere_stays_a_link(site: PlayedSite, private: S
     site.visits(private, 1)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    for name in ("ledger.json", "egress.json"):
+    for name in ("ledger.json", "egress.witness"):
         link = site.home / "state.witness" / name
         link.rename(elsewhere / name)
         link.symlink_to(elsewhere / name)
-    before = {path.name: path.read_text() for path in elsewhere.glob("*.json")}
+    before = {path.name: path.read_text() for path in elsewhere.iterdir()}
+    assert set(before) == {"ledger.json", "egress.witness"}
     assert isinstance(site.visits(private, 2), Update)
     for name, text in before.items():
         assert (site.home / "state.witness" / name).is_symlink()

@@ -7,18 +7,23 @@ from typing import Any
 
 import pytest
 
+from fedgraft.client.evidence.passport import passport
 from fedgraft.client.evidence.release import HeldRelease
+from fedgraft.client.evidence.statement import Statement
 from fedgraft.client.governance.approval import approve, read_approvals
+from fedgraft.client.governance.persons.removing import remove_person
 from fedgraft.client.governance.records import Records
-from fedgraft.client.governance.release.held_answers import HeldAnswers
+from fedgraft.client.governance.release.held_answers import Decision, HeldAnswers
 from fedgraft.client.governance.verdict import judge
 from fedgraft.client.privacy.policy import Reason
 from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.errors import InputError, PolicyError
 from fedgraft.common.base.files import read_sealed, sealed, write_json
 from fedgraft.common.evidence.audit_sheet import NOT_TESTED
+from fedgraft.common.evidence.passport import releases_in_words
 from fedgraft.common.identity.author import Author
 from fedgraft.common.identity.person_book import PersonBook
+from fedgraft.common.identity.persons import open_person_key, signed_by
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.protocol.instructions import Answer, Code, Greeting, Refusal, Update
 from fedgraft.common.study.study import Study
@@ -120,7 +125,7 @@ def test_a_refusal_that_is_gone_from_the_disk_is_missed(site: PlayedSite, study:
     decide(site, study, "refused")
     for path in (site.state / "held_answers" / study.digest).iterdir():
         path.unlink()
-    assert any("refused to release" in one for one in Records(site.config, exchanges_of).contradictions())
+    assert any("refused to release" in one for one in Records(site.config, site.home, exchanges_of).contradictions())
     assert code(site.visits(study, FINAL)) == Code.LEDGER
 
 
@@ -192,6 +197,36 @@ def test_where_persons_are_required_a_name_is_no_signature(site: PlayedSite, stu
     path.unlink()
     decide(site, study, "signed", anna)
     assert isinstance(site.visits(study, FINAL), Update)
+
+
+def test_what_removed_persons_had_signed_leaves_and_nothing_else(
+    site: PlayedSite, study: Study, tmp_path: Path
+) -> None:
+    """Bo is removed while an answer waits, and signs its release of an hour before; Anna leaves after she signed."""
+    policy = HOLD.model_copy(update={"persons": "required"})
+    site.config.model_copy(update={"policy": policy}).write(site.home / "site.json")
+    book, phrase = PersonBook(site.home), lambda: "correct horse battery"
+    book.add_with_passphrase("Anna Berg", phrase(), None)
+    book.add_with_passphrase("Bo Holm", phrase(), ("Anna Berg", phrase))
+    anna = Author("Anna Berg", book, phrase, signs=True)
+    approve(site.home, study.digest, study.name, Author("Bo Holm", book, phrase, signs=True))
+    until_held(site, study)
+    remove_person(site.config, site.home, "Bo Holm", ("Anna Berg", phrase), revoke=False)
+    held = HeldRelease.of(site.home, study.digest).held
+    late = Decision(decision="signed", digest=held.digest, by="Bo Holm", at=read_approvals(site.home)[0].approved)
+    bo = open_person_key(site.home / "persons" / "Bo Holm.key", phrase())
+    HeldAnswers(site.state, study.digest).decide(
+        held, late.model_copy(update={"signed": signed_by("Bo Holm", bo, late.words(held))})
+    )
+    assert code(site.visits(study, FINAL)) == Code.POLICY
+    next((site.state / "held_answers" / study.digest).glob("decision-*")).unlink()
+    decide(site, study, "signed", anna)
+    gone = remove_person(site.config, site.home, "Anna Berg", None, revoke=False).removal
+    assert isinstance(site.visits(study, FINAL), Update), "approved by Bo and released by Anna, when they were there"
+    (tmp_path / "study.yaml").write_bytes(study.to_json())
+    told = passport(Statement.of(site.home, tmp_path))
+    assert told["study"]["approver_removed"] == book.removals()[0].at
+    assert f", removed since {gone.at}, " in next(releases_in_words(told["releases"]))
 
 
 def test_what_is_attacked_is_the_model_that_the_coordinator_would_make(

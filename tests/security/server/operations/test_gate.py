@@ -17,6 +17,7 @@ from flwr.proto.message_pb2 import Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
 
 from fedgraft.common.identity.keys import NodeKey, new_node_key, public_pem
+from fedgraft.server.fleet.bell import Bells
 from fedgraft.server.operations.gate import (
     FLEET,
     LARGEST_BYTES,
@@ -320,3 +321,20 @@ def test_a_site_s_own_reply_passes(gated, key):
 def test_what_a_site_says_in_another_s_name_does_not_pass(gated, key, body):
     assert gated.client.post(PUSH, content=body, headers=signed(key)).status_code == 403
     assert gated.recorder.seen == []
+
+
+def test_a_site_that_waits_is_answered_at_the_gate_until_something_has_come(home, key, admitted, tmp_path: Path):
+    bells = Bells(tmp_path)
+    gated = Gated(home, RequestAuth(lambda: admitted), bells=bells)
+    try:
+        gated.recorder.answer = b""
+        answers = [gated.client.post(PULL, content=b"node", headers=signed(key)) for _ in range(2)]
+        assert [(one.status_code, one.content) for one in answers] == [(200, b"")] * 2
+        assert len(gated.recorder.seen) == 1
+        bells.down.ring()
+        gated.recorder.answer = b"a message"
+        assert gated.client.post(PULL, content=b"node", headers=signed(key)).content == b"a message"
+        admitted.clear()
+        assert gated.client.post(PULL, content=b"node", headers=signed(key)).status_code == 401
+    finally:
+        gated.close()

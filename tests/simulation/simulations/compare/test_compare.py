@@ -200,6 +200,10 @@ def test_it_is_said_what_is_at_work_while_nothing_ends(asked: list[Cell], tmp_pa
     assert lines == [f"at work: study: study, seed {cell.seed} (exchange 2 of {total})"] * 2
     assert time_left(3, 9, time.monotonic() - 40, already=1) == ", about 2 min left"
     assert time_left(1, 9, time.monotonic(), already=1) == time_left(9, 9, 0.0, already=0) == ""
+    assert (
+        time_left(4, 99, time.monotonic() - 40, already=1, workers=4) == ""
+    )  # four began together: one has yet to end
+    assert time_left(5, 25, time.monotonic() - 40, already=1, workers=4) == ", about 3 min left"
 
 
 def test_a_cell_that_ends_while_it_is_looked_at_takes_nothing_down(

@@ -152,3 +152,19 @@ def test_values_are_ranked_and_grouped_by_and_masks_alone_are_refused(command: C
     code, _, err = command("study", "suggest", tmp_path / "masks.yaml")
     assert code == 2
     assert "sums over features, which solve no masks" in " ".join(err.split())
+
+
+def test_a_linear_model_of_a_table_is_advised_heads_from_sums(command: Command) -> None:
+    """It has no norm statistics that could stay at the sites, and nothing was pretrained for it."""
+    code, out, err = command("study", "suggest", "breast_cancer", "--set", "model.backbone=table_linear")
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "method: logistic_probe" in said
+    assert "nothing else at hand fits the study" in said
+    assert "silobn" not in said
+    code, out, err = command(
+        "study", "check", "breast_cancer", "--set", "model.backbone=table_linear", "--set", "method=logistic_probe"
+    )
+    assert code == 0, err
+    code, out, _ = command("study", "suggest", "breast_cancer", "--set", "model.backbone=table_mlp")
+    assert "no norm statistics that could stay" in " ".join(out.split())

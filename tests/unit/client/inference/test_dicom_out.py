@@ -112,6 +112,8 @@ def test_all_kinds(command: Command, model: tuple[Path, WeightsManifest], images
             source = here[referenced(made)]
             assert made.SOPClassUID == f"1.2.840.10008.5.1.4.1.1.{storage}"
             assert [str(made.get(key, "")) for key in PATIENT] == [str(source.get(key, "")) for key in PATIENT]
+            kinds_of = {str(e.value) for e in made.iterall() if e.keyword == "ReferencedSOPClassUID"}
+            assert kinds_of == {str(source.SOPClassUID)}
             assert made.SeriesInstanceUID != source.SeriesInstanceUID
             assert made.SOPInstanceUID not in here
             assert made.ManufacturerModelName == "all-kinds"
@@ -192,6 +194,21 @@ def test_dcmtk_reads_them(command: Command, model: tuple[Path, WeightsManifest],
     assert done.returncode == 0
     assert [line for line in done.stderr.splitlines() if "VR checker does not support" not in line] == []
     assert done.stdout.count("Imaging Measurement Report") == len(reports) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dicom3tools")
+def test_every_attribute_that_the_standard_asks_for_is_there(command: Command, images: Path, tmp_path: Path) -> None:
+    """Words in ASCII: dciodvfy counts bytes where the standard counts characters."""
+    plain = [TASKS[0] | {"classes": ["none", "opacity", "ring"]}, *TASKS[1:]]
+    weights(tmp_path / "plain", plain)
+    kinds = ("--dicom", "seg", "--dicom", "sr", "--dicom", "sc", "--heat", "cam")
+    code, _, err = command("predict", tmp_path / "plain", images, "--out", "p", *kinds)
+    assert code == 0, err
+    for path in sorted(Path("p/dicom").iterdir()):
+        done = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
+        assert [line for line in done.stderr.splitlines() if line.startswith("Error")] == [], path
+        assert done.returncode == 0
 
 
 def test_what_cannot_be_made_is_said_and_leaves_nothing(

@@ -25,6 +25,7 @@ from fedgraft.simulations.compare.question import (
 )
 from fedgraft.simulations.compare.refusals import check_arm
 from fedgraft.simulations.compare.work import CASES, OPTIMISER, WORK
+from helpers.harmonised import INPUT, study
 from helpers.work import MakeStudy
 
 SHOTS = {"arms": ["new_site", "source_only"], "against": "new_site", "metric": "accuracy", "shots": [5]}
@@ -217,7 +218,19 @@ def test_every_arm_of_the_chest_x_rays_can_work(tmp_path: Path, monkeypatch: pyt
     path = CONFIGS / "studies" / "cxr.yaml"
     study, _ = read_study(path)
     questions = {question.name: question for question in read_comparison(path).questions}
-    wanted = {"sizes", "px128", "methods", "best", "ifca", "ifca_imagenet", "new_site", "masked", "bytes"}
+    wanted = {
+        "sizes",
+        "px128",
+        "px128_alone",
+        "px224",
+        "methods",
+        "best",
+        "ifca",
+        "ifca_imagenet",
+        "new_site",
+        "masked",
+        "bytes",
+    }
     assert wanted == {name for name, question in questions.items() if question.by_name}
     for question in questions.values():
         asks = changed(study.model_dump(mode="json"), question.keys, question.name)
@@ -226,3 +239,14 @@ def test_every_arm_of_the_chest_x_rays_can_work(tmp_path: Path, monkeypatch: pyt
     private = {arm.keys.get("plan.0.local.private", {}).get("epsilon") for arm in questions["private"].arms}
     assert {8.0, 3.0} <= private
     assert questions["sizes"].sizes == (50, 100, 200)
+
+
+def test_an_arm_with_another_harmonisation_has_the_stages_of_it() -> None:
+    """With and without ComBat, as two arms: the stages that come first are those of the arm's own columns."""
+    for own, told in ((None, {"covariates": ["age", "sex"]}), ({"covariates": ["age"]}, None)):
+        given = study(input=INPUT | ({"harmonise": own} if own else {}))
+        arm = Arm(name="other", method="ridge_probe", set={"input.harmonise": told})
+        other = arm.apply(given, "test")
+        check_study(other, "test")
+        names = [stage.name for stage in other.plan]
+        assert names == [*(["combat", "harmonise"] if told else []), "standardise", "probe"]

@@ -1,0 +1,60 @@
+"""What the gate does with the pieces of models that sites send and fetch: they go to files, and come from files.
+
+Flower behind the gate sees a reference in place of a large piece. It decides all the same who may send what and who may
+have it: a piece that it does not take is forgotten, and one that it does not give is not read.
+"""
+
+from __future__ import annotations
+
+from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest, PushObjectResponse
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from fedgraft.server.bodies.bodies import Bodies, is_large_piece, looks_like_reference
+
+PUSH_PIECE, PULL_PIECE = "/v1/fleet/push-object", "/v1/fleet/pull-object"
+
+
+class ForgedPiece(Exception):
+    """A site sent what only the server's own processes may say."""
+
+
+def put_down(bodies: Bodies, body: bytes) -> tuple[bytes, bytes]:
+    """A request that sends a piece as Flower is to see it, and the reference in it, empty if there is none.
+
+    ForgedPiece if it is none that a site may send; OSError if there is no room.
+    """
+    try:
+        request = PushObjectRequest.FromString(body)
+    except DecodeError:
+        raise ForgedPiece from None
+    name, content = request.object_id, request.object_content
+    if looks_like_reference(content):
+        raise ForgedPiece
+    if not is_large_piece(name, content):
+        return body, b""
+    reference = bodies.keep(name, content)
+    request.object_content = reference
+    return request.SerializeToString(), reference
+
+
+def is_taken(answer: bytes) -> bool:
+    """Whether Flower took the piece."""
+    try:
+        return bool(PushObjectResponse.FromString(answer).stored)
+    except DecodeError:
+        return False
+
+
+def fetched(bodies: Bodies, answer: bytes) -> bytes:
+    """Flower's answer to a site that wants a piece, with the piece itself."""
+    try:
+        response = PullObjectResponse.FromString(answer)
+    except DecodeError:
+        return answer
+    if not looks_like_reference(response.object_content):
+        return answer
+    content = bodies.content(response.object_content)
+    if content is None:
+        return bytes(PullObjectResponse(object_found=False, object_available=False).SerializeToString())
+    response.object_content = content
+    return bytes(response.SerializeToString())
