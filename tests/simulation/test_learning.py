@@ -13,7 +13,7 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.files import read_json
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.study.study import Study, find_study
-from fedgraft.simulations.engines.run import Engine, Hospitals
+from fedgraft.simulations.engines.run import Hospitals
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario
 from helpers.simulated import simulate
@@ -33,7 +33,7 @@ def cohorts(tmp_path_factory) -> dict[str, CohortSpec]:
 
 def test_sums(asked: Study, cohorts: Mapping[str, CohortSpec], out: Path) -> dict[str, ClassificationSums]:
     """The final model's metric sums by site."""
-    run = simulate(asked, Hospitals(cohorts), out, Engine(name="pool"))
+    run = simulate(asked, Hospitals(cohorts), out)
     sites = read_json(run / "result.json")["sums"]["cls"]["sites"]
     return {site: ClassificationSums.from_arrays(plain, CLASSES) for site, plain in sites.items()}
 

@@ -19,7 +19,7 @@ from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.study.study import Study, find_study, parse_study
 from fedgraft.server.report import build_report
-from fedgraft.simulations.engines.run import Engine, Hospitals
+from fedgraft.simulations.engines.run import Hospitals
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import Scenario, load_scenario
 from helpers.simulated import simulate
@@ -226,7 +226,7 @@ def test_a_site_checks_its_data_for_all_kinds(home: MakeHospital) -> None:
 def test_the_study_that_ships_learns_all_that_it_asks(tmp_path: Path) -> None:
     asked, _ = find_study(Path("multi_task"), ())
     made = make_hospitals(load_scenario("modalities"), tmp_path / "hospitals")
-    run = simulate(asked, Hospitals(made), tmp_path / "run", Engine(name="pool"))
+    run = simulate(asked, Hospitals(made), tmp_path / "run")
     metrics, first = read_json(run / "result.json")["metrics"], history(run)[0]["metrics"]
     assert metrics["lesion"]["macro"]["dice"] > 0.65
     assert metrics["lesion"]["macro"]["dice"] > (first["lesion"]["macro"]["dice"] or 0) + 0.4

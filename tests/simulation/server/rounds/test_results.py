@@ -18,7 +18,7 @@ from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.config.config_files import read_mapping
 from fedgraft.common.models.model import build_model, build_table_model, load_arrays
 from fedgraft.common.study.study import Study, find_study, parse_study
-from fedgraft.simulations.engines.run import Engine, Hospitals
+from fedgraft.simulations.engines.run import Hospitals
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import load_scenario
 from helpers.simulated import simulate
@@ -106,7 +106,7 @@ def test_an_observer_sees_every_model_and_changes_none(hospitals: Hospitals, mak
     study = make_study(method="fedavg")
     trainers = {name: spec for name, spec in hospitals.cohorts.items() if name != "west"}
     watched = simulate(study, Hospitals(hospitals.cohorts, observers=("west",)), tmp_path / "watched")
-    alone = simulate(study, Hospitals(trainers), tmp_path / "alone", Engine(name="pool"))
+    alone = simulate(study, Hospitals(trainers), tmp_path / "alone")
     ours, theirs = load_tensors(watched / "model.safetensors"), load_tensors(alone / "model.safetensors")
     assert all((ours[key] == theirs[key]).all() for key in theirs)
     rows = [json.loads(line) for line in (watched / "history.jsonl").read_text().splitlines()]

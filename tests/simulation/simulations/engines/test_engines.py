@@ -148,9 +148,8 @@ def exchanges_done(run: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["inprocess", "pool"])
-def test_a_killed_process_resumes_to_identical_weights(hospitals, make_study, tmp_path, engine: str):
+def test_a_killed_process_resumes_to_identical_weights(hospitals, make_study, whole, tmp_path, engine: str):
     study = make_study(method={**GRAFT, "name": "fedbn", "rounds": 30})
-    whole = simulate(study, hospitals, tmp_path / "whole")
     run = tmp_path / "killed"
     prepare(study, hospitals, run)
     code = "import sys; from pathlib import Path; from fedgraft.simulations.engines.run import resume, Engine\n"
@@ -165,8 +164,8 @@ def test_a_killed_process_resumes_to_identical_weights(hospitals, make_study, tm
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     resume(run, Engine(name=engine))
-    assert identical(weights(run), weights(whole))
-    assert len(history(run)) == len(history(whole))
+    assert identical(weights(run), weights(whole(study)))
+    assert len(history(run)) == len(history(whole(study)))
 
 
 @pytest.mark.slow
@@ -299,7 +298,7 @@ def dying(hospitals, make_study, tmp_path) -> Callable[..., tuple[Path, subproce
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", [{"method": SHORT}, {"method": SHORT, "secure_aggregation": True}])
-def test_a_worker_that_dies_is_no_ill_hospital(dying, hospitals, tmp_path, make_study, study):
+def test_a_worker_that_dies_is_no_ill_hospital(dying, whole, make_study, study):
     """Its visit is repeated by another, to the same bits."""
     run, done = dying("once", **study)
     assert done.returncode == 0, done.stderr
@@ -307,7 +306,7 @@ def test_a_worker_that_dies_is_no_ill_hospital(dying, hospitals, tmp_path, make_
     assert "Another one repeats the visit" in done.stderr
     assert all(row["missing"] == {} for row in history(run))
     assert read_json(run / "result.json")["status"] == "completed"
-    assert identical(weights(run), weights(simulate(make_study(**study), hospitals, tmp_path / "whole")))
+    assert identical(weights(run), weights(whole(make_study(**study))))
 
 
 @pytest.mark.slow
