@@ -161,6 +161,34 @@ def test_sums_tell_nothing_of_what_few_patients_have() -> None:
     assert all(np.array_equal(told[0][name], told[1][name]) for name in told[0])
 
 
+@pytest.mark.parametrize("kind", ["a word among those who have the column", "two words", "a number"])
+def test_sums_tell_nothing_of_the_few_of_a_column_who_differ(kind: str) -> None:
+    """Nine are women, or of another age, of those who have an assay, though more are among all."""
+    draw = np.random.default_rng(4)
+    x = np.column_stack([draw.normal(size=(150, 5)), np.tile([0.0, 1.0], (150, 1))])
+    given = INPUT | {"harmonise": {"covariates": ["age", "sex"]}}
+    if kind == "a word among those who have the column":
+        x[:40, 5:], x[9:40, 0] = [1, 0], np.nan
+    elif kind == "two words":  # without the eight in the third ward only nine women are left
+        x[:17, 5:] = [1, 0]
+        ward = np.tile([0.0, 1.0, 0.0], (150, 1))
+        ward[40:80], ward[9:17] = [1, 0, 0], [0, 0, 1]
+        x = np.column_stack([x, ward])
+        words = {"sex": ["f", "m"], "ward": ["a", "b", "c"]}
+        given = INPUT | {"categorical": words, "harmonise": {"covariates": ["age", "sex", "ward"]}}
+    else:
+        x[:, 1], x[:, 5:] = 1.0, np.tile([[1, 0], [0, 1]], (75, 1))
+        x[:9, 1] = 0.0
+    told = []
+    for value in (1.0, 777.0):
+        x[:9, 0] = value
+        one = replace(cohort(torch.from_numpy(x).float(), {"cls": torch.arange(150) % 2}))
+        asked = study(input=given)
+        told.append(harmonisation_sums(LocalModel(asked, CPU), Loader(one, asked.input, CPU), one.patients))
+    assert told[0]["count"][0] > 100
+    assert all(np.array_equal(told[0][name], told[1][name]) for name in told[0])
+
+
 def test_a_person_gets_the_figures_of_the_run(run: Path, there: Hospitals, tmp_path: Path) -> None:
     """`predict --site` answers by the site's own effects, as the run's figures do; without them it is another model."""
     reported = read_json(run / "result.json")["metrics"]["cls"]["sites"]

@@ -15,26 +15,53 @@ from fedgraft.common.harmonisation.layer import HarmoniseColumns
 from fedgraft.common.study.plan import Role
 
 FEWEST_PATIENTS = 10
-"""Of fewer patients with a value, or with a word of a category, nothing is in the sums: they would tell of them."""
+"""Of fewer patients with a value, or who differ from the others in a covariate, nothing is in the sums."""
 
 
 def harmonisation_sums(local_model: LocalModel, loader: Loader, patients: Sequence[str]) -> dict[str, np.ndarray]:
     """The sums of `combat.sums_of` over the training cases, labelled or not; `patients` are whose each case is.
 
-    Cases with a word that few patients have are left out, and then columns that few patients have: see FEWEST_PATIENTS.
+    Of each column only the cases that `_counted` lets in: see FEWEST_PATIENTS.
     """
     layer, rows = layer_of(local_model), _rows(loader)
     whose = np.array(patients, dtype=object)[loader.splits["train"].cpu().numpy()]
-    values, covariates = rows[:, layer.columns.cpu()].numpy().copy(), layer.covariates(rows).numpy().copy()
-    for start, stop in layer.spans:
-        if stop - start > 1:
-            words = rows[:, start:stop].numpy() > 0
-            rare = [word for word in range(stop - start) if _few(whose[words[:, word]])]
-            covariates[words[:, rare].any(axis=1)] = np.nan
-    whole = ~np.isnan(covariates).any(axis=1)
-    few = [_few(whose[whole & ~np.isnan(column)]) for column in values.T]
-    values[:, few] = np.nan
+    values, covariates = rows[:, layer.columns.cpu()].numpy().copy(), layer.covariates(rows).numpy()
+    whole, groups = ~np.isnan(covariates).any(axis=1), [_groups(rows[:, slice(*span)].numpy()) for span in layer.spans]
+    for column in values.T:
+        column[~_counted(whole & ~np.isnan(column), groups, whose)] = np.nan
     return {**sums_of(values, covariates)}
+
+
+def _groups(columns: np.ndarray) -> np.ndarray:
+    """By case (N,) which word of a category it has, or which number; equal ones are a group."""
+    groups: np.ndarray = columns.argmax(axis=1) if columns.shape[1] > 1 else columns[:, 0]
+    return groups
+
+
+def _counted(use: np.ndarray, groups: Sequence[np.ndarray], whose: np.ndarray) -> np.ndarray:
+    """Which of a column's cases are in its sums: none of a few patients with a word, or with another number than all.
+
+    A product with such a covariate would be a sum over these few. Those who are left out can leave fewer of another
+    word, so that it goes on until nobody is.
+    """
+    left = np.flatnonzero(use)
+    before = len(left) + 1
+    while len(left) < before:
+        before = len(left)
+        for group in groups:
+            left = left[~_of_few(group[left], whose[left])]
+    counted = np.zeros(len(use), dtype=bool)
+    counted[left] = not _few(whose[left])
+    return counted
+
+
+def _of_few(group: np.ndarray, whose: np.ndarray) -> np.ndarray:
+    """Which cases (N,) have a word that few patients have; of numbers all but the commonest, if few have others."""
+    kinds, sizes = np.unique(group, return_counts=True)
+    if group.dtype.kind == "f" and len(kinds):
+        others: np.ndarray = group != kinds[sizes.argmax()]
+        return others & _few(whose[others])
+    return np.isin(group, [kind for kind in kinds if _few(whose[group == kind])])
 
 
 def _few(whose: np.ndarray) -> bool:
