@@ -208,10 +208,11 @@ class Dicomweb:
 
 
 def values(entry: Entry, keyword: str) -> list[str]:
-    """The values of an element of a found object, as texts; none if it has none."""
+    """The values of an element of a found object, as texts; none if it has none. A person's name in each script."""
     element = entry.get(f"{tag_for_keyword(keyword) or 0:08X}")
     found = element.get("Value") if isinstance(element, dict) else None
-    return [str(one).strip("\0 ") for one in found] if isinstance(found, list) else []
+    told = [list(one.values()) if isinstance(one, dict) else [one] for one in found] if isinstance(found, list) else []
+    return [str(one).strip("\0 ") for ones in told for one in ones]
 
 
 def uid(entry: Entry, keyword: str) -> str:

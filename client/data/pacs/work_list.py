@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedgraft.client.data.pacs.dicomweb import Dicomweb, Entry, NotGivenError, is_uid, values
+from fedgraft.client.data.pacs.dicomweb import Dicomweb, NotGivenError, is_uid, values
+from fedgraft.client.data.pacs.fitting import ANY, fits
 from fedgraft.client.data.tables.csv_tables import read_csv
 from fedgraft.common.base.disk import why_no_file
 from fedgraft.common.base.errors import InputError, RunError
@@ -17,7 +18,6 @@ STUDY, MODALITY = "StudyInstanceUID", "Modality"
 _COLUMNS = (STUDY, "AccessionNumber", "PatientID")
 _KEYS = (*_COLUMNS, MODALITY, "StudyDate", "StudyTime", "StudyID", "PatientName", "ReferringPhysicianName")
 """By what QIDO-RS searches for studies (PS3.18, 10.6.1.2), and the modality of their series."""
-_ANY = "*?\\"
 _DATES = re.compile(r"\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8}")
 
 
@@ -35,7 +35,7 @@ class Wish:
         found = pacs.search("/studies", self.keys)
         if not found:
             raise NotGivenError("has no such study")
-        if strange := sum(not _fits(entry, self.keys) for entry in found):
+        if strange := sum(not fits(entry, self.keys) for entry in found):
             raise RunError(
                 f"{self.where}: of {len(found)} studies that the PACS answers with, {strange} are not what was asked "
                 "for: it does not search by these keys.",
@@ -54,7 +54,7 @@ def keys_of(texts: Sequence[str]) -> dict[str, str]:
         if name in keys:
             raise InputError(f"--query: {name} is there twice.", fix="Pull one after the other.")
         keys[name] = value
-    if any(letter in keys.get(MODALITY, "") for letter in _ANY):
+    if any(letter in keys.get(MODALITY, "") for letter in ANY):
         raise InputError(f"--query: {MODALITY} is one word, as DX.")
     if not _DATES.fullmatch(keys.get("StudyDate", "20200101")):
         raise InputError("--query: StudyDate is written as 20200131, or from-to as 20200101-20201231.")
@@ -86,26 +86,8 @@ def wishes(table: Path | None, keys: Mapping[str, str]) -> Iterator[Wish]:
             own = {STUDY: own[STUDY]}
             if not is_uid(own[STUDY]):
                 raise InputError(f"{where}: its {STUDY} is no UID.")
-        elif any(letter in value for value in own.values() for letter in _ANY):
+        elif any(letter in value for value in own.values() for letter in ANY):
             raise InputError(f"{where}: has a wildcard (* ? \\), which would fit other patients too.")
         if (key := tuple(own.items())) not in seen:
             seen.add(key)
             yield Wish(where, own | ({} if STUDY in own else keys))
-
-
-def _fits(entry: Entry, keys: Mapping[str, str]) -> bool:
-    """Whether a found study is what was asked for, by the elements that an archive must say of it."""
-    for name, wanted in keys.items():
-        if name not in (*_COLUMNS, "StudyDate", "ModalitiesInStudy") or any(letter in wanted for letter in _ANY):
-            continue
-        found = values(entry, name)
-        if name == "ModalitiesInStudy" and not found:  # series are looked through all the same
-            continue
-        if name == "StudyDate":
-            first, dash, last = wanted.partition("-")
-            ends = last if dash else first
-            if not all((not first or first <= one) and (not ends or one <= ends) for one in found):
-                return False
-        elif wanted not in found:
-            return False
-    return True

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pydicom.datadict import tag_for_keyword
 
 from conftest import Command
 from fedgraft.client.data.pacs import dicomweb
@@ -388,6 +389,37 @@ def test_an_archive_that_does_not_search_by_patient_gives_none_of_others(
     (tmp_path / "list.csv").write_text("PatientID\n*\n")
     code, _, err = command(*words, "--worklist", "list.csv")
     assert (code, "has a wildcard" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "own", "other"),
+    [
+        ("PatientName", "doe^j*", {"Alphabetic": "Doe^Jane^^^", "Ideographic": "山田"}, {"Alphabetic": "Roe^Jane"}),
+        ("PatientName", "Doe^Jane", {"Alphabetic": "DOE^JANE^"}, {"Alphabetic": "Doe^Janet"}),
+        ("ReferringPhysicianName", "Who^A", {"Alphabetic": "Who^A"}, None),
+        ("PatientID", "12*", "1234", "4712"),
+        ("PatientID", "1[2", "1[2", "12"),
+        ("StudyID", "7", "7", "77"),
+        ("StudyTime", "08-0930", "093000.5", "094500"),
+        ("StudyTime", "-1000", "080000", "110000"),
+        ("StudyDate", "20200101-", "20210101", None),
+    ],
+)
+def test_an_archive_that_passes_over_a_key_gives_none_of_others(
+    archive: PlayedArchive, tmp_path: Path, key: str, value: str, own: object, other: object
+) -> None:
+    """DICOMweb lets an archive leave out keys that it does not search by: all that it has would be pulled."""
+    tag = f"{tag_for_keyword(key):08X}"
+    found = [
+        {"0020000D": {"Value": [study]}, tag: {"Value": [] if said is None else [said]}}
+        for study, said in ((STUDY, own), (OTHER, other))
+    ]
+    archive.instead["/studies"] = [lambda handler: handler.give(json.dumps(found).encode())]
+    with pytest.raises(RunError, match="of 2 studies that the PACS answers with, 1 are not what was asked for"):
+        fetch(archive, tmp_path / "got", Wanted(keys={key: value}))
+    assert pulled(tmp_path / "got") == {}
+    del found[1]
+    assert fetch(archive, tmp_path / "got", Wanted(keys={key: value})).pulled == 1
 
 
 @pytest.mark.slow
