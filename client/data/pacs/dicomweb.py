@@ -21,7 +21,7 @@ Answer = TypeVar("Answer")
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _JSON, _IMAGES = "application/dicom+json", 'multipart/related; type="application/dicom"; transfer-syntax=*'
-_JSON_BYTES, _MOST_FOUND = 64 << 20, 200_000
+_JSON_BYTES, _SEARCH_BYTES, _MOST_FOUND = 64 << 20, 256 << 20, 200_000
 _UNCAPPED = 50
 """Servers that show no more than some number at once do not always say so; none has so few."""
 _LONGEST_WAIT_S = 900.0
@@ -62,11 +62,14 @@ class Dicomweb:
     def search(self, path: str, keys: Mapping[str, str] | None = None) -> list[Entry]:
         """All that fits the keys, by DICOM's keywords. NotGivenError if it cannot be had whole."""
         found: dict[str, Entry] = {}
+        size = 0
         while len(found) <= _MOST_FOUND:
             asked = dict(keys or {}) | ({"offset": str(len(found))} if found else {})
             page, more = self._ask(path, asked, _JSON, self._page)
             fresh = {key: entry for entry in page if (key := json.dumps(entry, sort_keys=True)) not in found}
             found |= fresh
+            if (size := size + sum(map(len, fresh))) > _SEARCH_BYTES:
+                raise NotGivenError(f"finds more than {_SEARCH_BYTES >> 20} MiB; search for fewer at once")
             if more and not fresh:
                 raise NotGivenError("shows only a part of what it finds; search for fewer at once")
             if not fresh or (not more and len(page) < _UNCAPPED):
@@ -117,6 +120,8 @@ class Dicomweb:
                 return use(response)
         except httpx.TransportError as error:
             raise self._no_answer(error) from None
+        except httpx.InvalidURL:
+            raise NotGivenError("cannot be asked by what is so long, or holds such letters") from None
         except httpx.HTTPError:
             raise NotGivenError("answers with what cannot be read") from None
 
@@ -145,6 +150,8 @@ class Dicomweb:
             raise NotGivenError("says that there is no such object (status 404)")
         if status >= 400:
             raise NotGivenError(f"refuses it with status {status}")
+        if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise NotGivenError("answers with what is packed, though it was asked not to")
 
     def _sent_on(self, response: httpx.Response) -> RunError:
         try:

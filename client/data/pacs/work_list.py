@@ -50,7 +50,9 @@ def keys_of(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         name, _, value = (part.strip() for part in text.partition("="))
         if name not in _KEYS or not value:
-            raise InputError(f"--query: write KEY=VALUE; {name!r} is no key{instead(name, _KEYS)}.")
+            # What is no word, or has no "=", can be a patient's.
+            what = f"; {name!r} is no key" if "=" in text and name.isalpha() and name not in _KEYS else ""
+            raise InputError(f"--query: write KEY=VALUE{what}{instead(name, _KEYS)}.")
         if name in keys:
             raise InputError(f"--query: {name} is there twice.", fix="Pull one after the other.")
         keys[name] = value

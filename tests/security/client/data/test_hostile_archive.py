@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -236,6 +238,21 @@ def test_a_body_without_an_end_is_left(archive: PlayedArchive, tmp_path: Path, s
     assert sum(path.stat().st_size for path in (tmp_path / "got").rglob("*") if path.is_file()) < 10**5
 
 
+@pytest.mark.parametrize("end", ["/1.2.3.1.2", "/1.2.3/series"])
+def test_what_comes_packed_is_not_unpacked(archive: PlayedArchive, tmp_path: Path, end: str) -> None:
+    """Packed twice a gigabyte travels as some kilobytes, and would be unpacked in one piece."""
+    once = gzip.compress(bytes(1 << 26))
+    packed = gzip.compress(once)
+    kind = MULTIPART if end.endswith("2") else "application/dicom+json"
+    archive.instead[end] = [lambda handler: handler.give(packed, kind, Content_Encoding="gzip, gzip")]
+    tracemalloc.start()
+    outcome = fetch(archive, tmp_path / "got")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert outcome.failed == {STUDY: "answers with what is packed, though it was asked not to"}
+    assert most < 1 << 24
+
+
 def test_a_body_that_drips_is_left(archive: PlayedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def drips(handler: Handler) -> None:
         handler.begin(MULTIPART)
@@ -268,6 +285,10 @@ def test_a_search_without_an_end_is_left(
         lambda handler: handler.give(listing("series", *(f"1.9.{next(page)}" for _ in range(60))))
     ]
     assert list(fetch(archive, tmp_path / "again").failed) == [STUDY]
+
+    monkeypatch.setattr(dicomweb, "_MOST_FOUND", 10**6)
+    monkeypatch.setattr(dicomweb, "_SEARCH_BYTES", 10**5)
+    assert "search for fewer" in fetch(archive, tmp_path / "pages").failed[STUDY], "each page is small, and all are not"
 
 
 def test_pages_of_a_search_are_all_turned(tmp_path: Path) -> None:
@@ -420,6 +441,18 @@ def test_an_archive_that_passes_over_a_key_gives_none_of_others(
     assert pulled(tmp_path / "got") == {}
     del found[1]
     assert fetch(archive, tmp_path / "got", Wanted(keys={key: value})).pulled == 1
+
+
+def test_keys_that_nobody_can_ask_by_are_told_without_them(archive: PlayedArchive, command: Command) -> None:
+    Path("list.csv").write_text(f"PatientID\n{'patient-77' * 8000}\n")
+    words = ("site", "pull", "--from", archive.url, "--out", "got", "--rate", 1000)
+    code, out, err = command(*words, "--worklist", "list.csv")
+    assert (code, "list.csv, line 2: the PACS cannot be asked by what is so long" in out) == (1, True)
+    assert "patient-77" not in out + err
+    for typed in ("PatientID: patient-77", "patient-77", "patient-77=x", "PatientID="):
+        code, out, err = command(*words, "--query", typed)
+        assert (code, "--query: write KEY=VALUE" in err) == (2, True)
+        assert "patient-77" not in out + err
 
 
 @pytest.mark.slow
