@@ -28,6 +28,7 @@ from fedgraft.client.data.pacs.dicomweb import NotGivenError, is_uid
 from fedgraft.common.base.disk import instead_of
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import (
+    is_there,
     make_folder,
     open_private,
     read_json,
@@ -67,21 +68,32 @@ class Store:
 
     def __init__(self, out: Path, object_megabytes: int) -> None:
         self.images, self._records, self._partial = out / "images", out / "studies", out / "partial"
+        self._passing = self._partial / "object.dcm"
         self._manifest, self._megabytes = out / "manifest.csv", object_megabytes
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other pulls out; in the end nothing half is left of this or an earlier one. RunError if one works."""
-        for folder in (self.images, self._records, self._partial):
-            make_folder(folder)
-        with open_private(self._partial.parent / ".lock", "ab") as file:
+        """Keep other pulls out; in the end nothing half is left of this or an earlier one. RunError if one works.
+
+        InputError for a folder that holds something else by the names of a pull's files: it would be lost.
+        """
+        mark = self._partial.parent / ".lock"
+        make_folder(mark.parent)
+        for own in (self._records, self._partial, self._manifest):
+            if is_there(own) and not is_there(mark):
+                raise InputError(
+                    f"{own}: is there, and is of no pull.", fix="Give --out an empty folder, or a new one."
+                )
+        with open_private(mark, "ab") as file:
             if not try_lock(file):
-                raise RunError(f"{self._partial.parent}: another pull is at work there.", fix="Wait, or use another.")
+                raise RunError(f"{mark.parent}: another pull is at work there.", fix="Wait, or use another.")
+            for folder in (self.images, self._records, self._partial):
+                make_folder(folder)
+            self._passing.unlink(missing_ok=True)
             try:
                 yield
             finally:
-                for left in self._partial.iterdir():
-                    left.unlink()
+                self._passing.unlink(missing_ok=True)
 
     def record(self, study: str) -> StudyRecord | None:
         """What is known of a study; None if it was never asked for."""
@@ -126,8 +138,9 @@ class Store:
 
     def take(self, place: Place, pieces: Iterable[bytes]) -> Path:
         """Write an object as it comes, all of it, under a passing name. NotGivenError if it is too large or another."""
-        passing, size = self._partial / "object.dcm", 0
-        with instead_of(self._path(place)), open_private(passing, "wb") as file:
+        passing, size = self._passing, 0
+        passing.unlink(missing_ok=True)
+        with instead_of(self._path(place)), open_private(passing, "xb") as file:  # through no link to elsewhere
             for piece in pieces:
                 size += len(piece)
                 if size > self._megabytes * 10**6:

@@ -455,6 +455,36 @@ def test_keys_that_nobody_can_ask_by_are_told_without_them(archive: PlayedArchiv
         assert "patient-77" not in out + err
 
 
+@pytest.mark.parametrize("name", ["partial/theirs.txt", "manifest.csv", "studies/theirs.json"])
+def test_a_folder_that_holds_what_is_somebody_elses_is_left_as_it_is(
+    archive: PlayedArchive, tmp_path: Path, name: str
+) -> None:
+    theirs = tmp_path / "got" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("all that they have\n")
+    with pytest.raises(InputError, match=f"{name.partition('/')[0]}.*is there, and is of no pull"):
+        fetch(archive, tmp_path / "got")
+    assert theirs.read_text() == "all that they have\n"
+    assert [path for path in (tmp_path / "got").rglob("*") if path.is_file()] == [theirs]
+
+
+def test_links_in_the_folder_of_a_pull_let_nothing_be_written_or_deleted_elsewhere(
+    archive: PlayedArchive, tmp_path: Path
+) -> None:
+    fetch(archive, tmp_path / "got", Wanted(keys={"StudyInstanceUID": OTHER}))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "file").write_text("mine")
+    (tmp_path / "got" / "partial" / "object.dcm").symlink_to(theirs / "file")
+    assert fetch(archive, tmp_path / "got", Wanted(keys={"StudyInstanceUID": STUDY})).pulled == 1
+    assert (theirs / "file").read_text() == "mine"
+    assert not any(path.is_symlink() for path in (tmp_path / "got").rglob("*"))
+    (tmp_path / "got" / "partial").rmdir()
+    (tmp_path / "got" / "partial").symlink_to(theirs)
+    fetch(archive, tmp_path / "got")
+    assert [path.name for path in theirs.iterdir()] == ["file"]
+
+
 @pytest.mark.slow
 def test_one_that_is_killed_in_an_object_leaves_no_half(archive: PlayedArchive, tmp_path: Path) -> None:
     archive.objects = dict([FIRST, SECOND, THIRD])
