@@ -3,7 +3,8 @@
 A value is `level + slopes (covariates - centre) + site's shift + site's factor x spread x error`. What is common to all
 follows from sums over sites, equal to the fit on pooled cases: with a mean of its own for each site, slopes and
 residuals depend on nothing but what each site has around its own means. A site's shift and factor are shrunk towards
-those of its other columns by priors that its own cases give, so that they never leave it.
+those of its other columns by priors that its own cases give, so that it finds them alone. Who has its sums can do so
+too: they are hidden only where sums are masked.
 """
 
 from __future__ import annotations

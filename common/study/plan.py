@@ -40,7 +40,7 @@ class Role(StrEnum):
     SCALE = "scale"
     """A table's standardisation, or an ensemble's temperatures: set from the sites' sums, never by gradients."""
     SITE_EFFECTS = "site_effects"
-    """What a site measures otherwise than the others, as it has found itself: it never leaves the site."""
+    """What a site measures otherwise than the others, as it has found itself: no message holds it."""
     HEAD = "head"
     DOMAIN_DISCRIMINATOR = "domain_discriminator"
     """Tells source from target while a stage trains against it; no part of what the model says."""

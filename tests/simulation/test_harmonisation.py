@@ -25,6 +25,7 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import DataError, StudyError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.checks.explain import check_study, explain, sentence
+from fedgraft.common.harmonisation.combat import common_from_sums, sums_of
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.study import read_study
@@ -187,6 +188,25 @@ def test_sums_tell_nothing_of_the_few_of_a_column_who_differ(kind: str) -> None:
         told.append(harmonisation_sums(LocalModel(asked, CPU), Loader(one, asked.input, CPU), one.patients))
     assert told[0]["count"][0] > 100
     assert all(np.array_equal(told[0][name], told[1][name]) for name in told[0])
+
+
+def test_a_sites_own_sums_tell_its_effects() -> None:
+    """What the pages say: mean and spread of residuals, and so what the site finds, follow from sums of one site."""
+    draw, cases = np.random.default_rng(5), []
+    for site in range(3):
+        x = draw.normal(size=(60 + 20 * site, 2))
+        cases.append((x @ draw.normal(size=(2, 3)) + site + draw.normal(size=(len(x), 3)) * (1 + site), x))
+    sent = [sums_of(*own) for own in cases]
+    common = common_from_sums({name: sum((one[name] for one in sent[1:]), sent[0][name]) for name in sent[0]})
+    level, spread, slopes, centre = (common[name] for name in ("level", "spread", "slopes", "centre"))
+    y, x = cases[1]
+    z = (y - level - (x - centre) @ slopes.T) / spread
+    one = sent[1]
+    mean = one["sum"] / one["count"] - level - ((one["covariates"] / one["count"][:, None] - centre) * slopes).sum(1)
+    around = one["squares"] - 2 * (slopes * one["cross"]).sum(1)
+    around += np.einsum("pi,pij,pj->p", slopes, one["products"], slopes)
+    np.testing.assert_allclose(mean / spread, z.mean(0))
+    np.testing.assert_allclose(around / spread**2 / (one["count"] - 1), z.var(0, ddof=1))
 
 
 def test_a_person_gets_the_figures_of_the_run(run: Path, there: Hospitals, tmp_path: Path) -> None:
