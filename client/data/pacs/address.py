@@ -9,6 +9,7 @@ import os
 import ssl
 from collections.abc import Generator
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 
 import httpx
@@ -41,6 +42,7 @@ class PacsAddress:
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
             return httpx.Client(
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none is kept: they could have no end
                 base_url=url,
                 auth=self._auth(url),
                 verify=self._trust(),

@@ -253,6 +253,17 @@ def test_what_comes_packed_is_not_unpacked(archive: PlayedArchive, tmp_path: Pat
     assert most < 1 << 24
 
 
+def test_nothing_that_an_archive_wants_remembered_is(archive: PlayedArchive, tmp_path: Path) -> None:
+    """Cookies of new names in each answer would grow for as long as it pulls, and be sent back with each request."""
+    found = listing("study", STUDY)
+    archive.instead["/studies"] = [lambda handler: handler.give(found, Set_Cookie=f"c{len(archive.asked)}=1; Path=/")]
+    with PacsAddress(archive.url).open() as client:
+        Dicomweb(client, Pace(1000)).search("/studies")
+        Dicomweb(client, Pace(1000)).search("/studies")
+        assert len(client.cookies.jar) == 0
+    assert not any("Cookie" in headers for _, _, headers in archive.asked)
+
+
 def test_a_body_that_drips_is_left(archive: PlayedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def drips(handler: Handler) -> None:
         handler.begin(MULTIPART)
