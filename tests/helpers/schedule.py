@@ -16,7 +16,7 @@ WAITING = "tests/deployment/"
 
 
 class Apart(LoadFileScheduling):
-    """Files in the order of their names, which puts the deployment tier first."""
+    """Files as they were collected, in the order of their names, which puts the deployment tier first."""
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         if any(self._waits(other) for other in self.nodes if other is not node):

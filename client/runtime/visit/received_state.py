@@ -62,6 +62,8 @@ class ReceivedState:
         self.came = {key: now[key] for key in came_forms if key in now}
         if not choice:
             self.entries = {key: now[key] for key in self._local_model.tags}
+        # What private and masked work has a digest of would else stay in memory, every round's model of it.
+        self._local_model.digests.keep_only((self._models | self.came).values())
 
     def choose(self, name: str, own: Collection[str]) -> None:
         """Take the model of this name, of those that came."""

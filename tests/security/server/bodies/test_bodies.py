@@ -16,6 +16,7 @@ from fedgraft.server.bodies.object_store import BodiesObjectStore
 from fedgraft.server.bodies.pieces import PULL_PIECE, PUSH_PIECE
 from fedgraft.server.operations.request_auth import RequestAuth
 from fedgraft.server.provisioning.consortium import Consortium
+from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.provisioning.provision import Authority
 from helpers.gated import Gated, signed
 from helpers.raw_site import piece
@@ -146,12 +147,17 @@ def key() -> NodeKey:
     return new_node_key()
 
 
-@pytest.fixture
-def gated(key: NodeKey, bodies: Bodies, tmp_path: Path) -> Iterator[Gated]:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> ServerHome:
     content = {"name": "trial", "server": {"host": "localhost"}, "sites": ["north", "south"]}
-    authority = Authority(tmp_path / "kits")
+    authority = Authority(tmp_path_factory.mktemp("kits") / "kits")
     authority.provision(Consortium.model_validate(content))
-    made = Gated(authority.home, RequestAuth(lambda: {public_pem(key).decode(): "north"}), bodies=bodies)
+    return authority.home
+
+
+@pytest.fixture
+def gated(key: NodeKey, bodies: Bodies, home: ServerHome) -> Iterator[Gated]:
+    made = Gated(home, RequestAuth(lambda: {public_pem(key).decode(): "north"}), bodies=bodies)
     yield made
     made.close()
 
