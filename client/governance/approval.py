@@ -65,14 +65,11 @@ def is_approved(folder: Path, digest: str, *, by_person: bool = False) -> bool:
         return False
     # Not the time of its content, which whoever writes a file may set.
     there = _approved(str(folder), (facts.st_ino, facts.st_ctime_ns, facts.st_size))
-    return any(one.digest == digest and (not by_person or _is_signed(folder, one)) for one in there)
+    return any(one.digest == digest and _counts(folder, one, by_person=by_person) for one in there)
 
 
-def _is_signed(folder: Path, approval: Approval) -> bool:
-    try:
-        return PersonBook(folder).holds(approval.signed, approval.words())
-    except InputError:
-        return False
+def _counts(folder: Path, approval: Approval, *, by_person: bool) -> bool:
+    return PersonBook(folder).counts(approval.signed, approval.words(), required=by_person)
 
 
 def what_is_wrong(folder: Path) -> str:
@@ -101,7 +98,7 @@ def approve(folder: Path, digest: str, name: str = "", by: Author | None = None,
     """
     known = read_approvals(folder)
     there = next((one for one in known if one.digest == digest and one.withdrawn is None), None)
-    if there is not None and (by is None or not by.signs or _is_signed(folder, there)):
+    if there is not None and _counts(folder, there, by_person=by is not None and by.signs):
         return there
     now = _now()
     approval = Approval(study=name, digest=digest, approved=now, by=None if by is None else by.name)

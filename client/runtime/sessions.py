@@ -195,7 +195,7 @@ def _hold(study: Study, session: Session, guard: PrivacyGuard, model: LocalModel
     """What keeps the last that leaves; also where policy holds nothing now, since what was refused stays refused."""
     policy, held = session.config.policy, HeldAnswers(session.config.state, study.digest)
     final = final_exchange(study, model.tags, guard.asked_in) if policy.release == "hold" else None
-    return ReleaseHold(held, final, PersonBook(session.home) if policy.persons == "required" else None)
+    return ReleaseHold(held, final, PersonBook(session.home), required=policy.persons == "required")
 
 
 def _sealer(study: Study, config: SiteConfig) -> Sealer | None:

@@ -122,6 +122,18 @@ class PersonBook:
         removal = self.removal_of(signed.key)
         return removal is None or words_digest(signed.name, words) in removal.stands
 
+    def counts(self, signed: Signed | None, words: Mapping[str, Any], *, required: bool) -> bool:
+        """Whether a decision counts: where a person's signature is `required`, one that holds, else none that does not.
+
+        Where a name will do, that is one of a removed person that does not stand, and a damaged book takes none away.
+        """
+        try:
+            if not required and (signed is None or self.removal_of(signed.key) is None):
+                return True
+            return self.holds(signed, words)
+        except InputError:
+            return not required
+
     def add_with_passphrase(self, name: str, passphrase: str, voucher: Voucher | None) -> Person:
         """A person with a new key in the folder; `voucher` names who adds them. InputError for a name that is there."""
         self._demand_new(name)

@@ -20,12 +20,12 @@ from fedgraft.common.study.study import Study
 class ReleaseHold:
     """The hold of one study at one site. `final` is the exchange of the final step; None if policy holds nothing.
 
-    `persons` are those whose signature a release must have; None if a name will do.
+    `persons` are the site's, whose signature a release must have where it is `required`; else a name will do.
     """
 
-    def __init__(self, held: HeldAnswers, final: int | None, persons: PersonBook | None = None) -> None:
+    def __init__(self, held: HeldAnswers, final: int | None, persons: PersonBook, *, required: bool) -> None:
         self._held = held
-        self._persons = persons
+        self._persons, self._required = persons, required
         self._final = final
 
     def demand_not_refused(self) -> None:
@@ -38,10 +38,9 @@ class ReleaseHold:
         self.demand_not_refused()
         if waiting := [one.exchange for one in self._held.all() if one.decision is None]:
             raise Refused(Code.HELD, f"exchange {waiting[0]} waits for a person: fedgraft site release")
-        if (persons := self._persons) is None:
-            return
         for one in self._held.all():
-            if one.decision is None or not persons.holds(one.decision.signed, one.decision.words(one)):
+            said = one.decision
+            if said is None or not self._persons.counts(said.signed, said.words(one), required=self._required):
                 raise Refused(Code.POLICY, f"no person of this site has signed the release of exchange {one.exchange}")
 
     def signed(self, exchange: int) -> Update | None:

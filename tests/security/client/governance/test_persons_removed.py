@@ -109,6 +109,19 @@ def test_what_is_withdrawn_with_a_person_cannot_be_put_back(site: PlayedSite) ->
     assert not approved(site, BEFORE)
 
 
+def test_what_a_removed_person_signs_counts_for_nothing_where_nobody_must_sign_either(site: PlayedSite) -> None:
+    """`persons: optional`: what is back-dated, and what was withdrawn with them and comes back with a copy."""
+    kept = (site.home / "approvals.json").read_text()
+    earlier = read_approvals(site.home)[0].approved
+    remove(site, revoke=True)
+    (site.home / "approvals.json").write_text(kept)
+    back_dated(site, AFTER, earlier)
+    for study in (BEFORE, AFTER):
+        assert not is_approved(site.home, study)
+        approve(site.home, study, "by somebody who is there")
+        assert is_approved(site.home, study)
+
+
 def test_a_book_without_the_removal_stops_the_site(site: PlayedSite, make_study: MakeStudy) -> None:
     """It was restored from a backup, or the entry was cut out; and the removal can be put back as it was signed."""
     older, study = entries(site), make_study()

@@ -199,11 +199,12 @@ def test_where_persons_are_required_a_name_is_no_signature(site: PlayedSite, stu
     assert isinstance(site.visits(study, FINAL), Update)
 
 
+@pytest.mark.parametrize("persons", ["required", "optional"])
 def test_what_removed_persons_had_signed_leaves_and_nothing_else(
-    site: PlayedSite, study: Study, tmp_path: Path
+    site: PlayedSite, study: Study, tmp_path: Path, persons: str
 ) -> None:
     """Bo is removed while an answer waits, and signs its release of an hour before; Anna leaves after she signed."""
-    policy = HOLD.model_copy(update={"persons": "required"})
+    policy = HOLD.model_copy(update={"persons": persons})
     site.config.model_copy(update={"policy": policy}).write(site.home / "site.json")
     book, phrase = PersonBook(site.home), lambda: "correct horse battery"
     book.add_with_passphrase("Anna Berg", phrase(), None)
