@@ -87,7 +87,9 @@ class Browser:
 
     def until(self, script: str, seconds: float = 30.0) -> None:
         ends = time.monotonic() + seconds
-        while not self.evaluate(script):
+        # Between two pages there may be nothing of what the script looks for.
+        tried = f"(() => {{ try {{ return {script} }} catch {{ return false }} }})()"
+        while not self.evaluate(tried):
             assert time.monotonic() < ends, f"waited in vain for {script}: {self.text('body')}"
             time.sleep(0.1)
 

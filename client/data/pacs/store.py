@@ -40,7 +40,8 @@ from fedgraft.common.base.files import (
 from fedgraft.common.base.locking import try_lock
 from fedgraft.common.base.value import Value
 
-_NAMED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+UID_TAGS = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
+"""All that is read of an object."""
 Place = tuple[str, str, str]
 """The UIDs of study, series and object."""
 
@@ -164,7 +165,7 @@ class Store:
         """List every object of the studies that are done; paths are those below `images`."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("path", *_NAMED, "bytes", "sha256"))
+        writer.writerow(("path", *UID_TAGS, "bytes", "sha256"))
         for study, record in self.known().items():
             for one in record.objects:
                 path = self._path((study, one.series, one.sop)).relative_to(self.images)
@@ -188,8 +189,8 @@ def _demand(path: Path, place: Place) -> None:
             if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:  # pydicom would unpack it whole
                 wanted: tuple[str, ...] = place[2:]
             else:
-                dataset = dcmread(path, stop_before_pixels=True, specific_tags=list(_NAMED))
-                names += [str(dataset.get(name) or "") for name in _NAMED]
+                dataset = dcmread(path, stop_before_pixels=True, specific_tags=UID_TAGS)
+                names += [str(dataset.get(name) or "") for name in UID_TAGS]
                 wanted = (place[2], *place)
             same = tuple(name.strip("\0 ") for name in names) == wanted
     except UnusableError:

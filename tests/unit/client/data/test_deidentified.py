@@ -10,6 +10,7 @@ import pydicom
 
 from fedgraft.client.data.decoding.dicom import read_tags
 from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom
+from fedgraft.client.data.pacs.store import UID_TAGS
 from helpers.site_home import Hospital
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
@@ -29,8 +30,10 @@ def test_whatever_reads_a_file_of_a_cohort_says_what_it_reads() -> None:
         for path in (ROOT / "client" / "data").rglob("*.py")
         for call in re.findall(r"dcmread\(.*\)", path.read_text(encoding="utf-8"))
     ]
-    assert len(calls) >= 3
-    assert [call for call in calls if not re.search("specific_tags=(IMAGE|SEGMENTATION)_TAGS", call)] == []
+    assert len(calls) >= 4
+    assert [call for call in calls if not re.search("specific_tags=(IMAGE|SEGMENTATION|UID)_TAGS", call)] == []
+    assert UID_TAGS == ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]  # "looks at their UIDs alone"
+    assert "looks at their UIDs alone" in PAGE
 
 
 def test_an_image_without_all_else_is_the_same_image(hospital: Hospital) -> None:
