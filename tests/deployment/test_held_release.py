@@ -30,8 +30,8 @@ def test_a_held_answer_outlasts_restarts_and_leaves_once_it_is_signed(stand, thr
     content = yaml.safe_load(before)
     config.write_text(yaml.safe_dump(content | {"policy": content["policy"] | {"release": "hold"}}))
     try:
-        process = federation.start_run(study, "held")
-        federation.await_event("held", "held", sites=["north"])
+        process = federation.start_run(study, "waits")
+        federation.await_event("waits", "held", sites=["north"])
         federation.processes["north"].kill()
         federation.processes["server"].kill()
         federation.processes["north"].wait(60)
@@ -45,14 +45,14 @@ def test_a_held_answer_outlasts_restarts_and_leaves_once_it_is_signed(stand, thr
         assert [line["exchange"] for line in of_north(federation, study.digest) if line["kind"] == "update"] == [1]
         words = (study.digest[:12], "--sign", "--by", "Anna Berg", "--home", federation.site("north"))
         assert "may leave" in federation.fedgraft("site", "release", *words).stdout
-        assert process.wait(300) == 0, federation.output("held")
+        assert process.wait(300) == 0, federation.output("waits")
     finally:
         config.write_text(before)
-    assert same_weights(federation.root / "held", simulate(study, three, tmp_path / "reference"))
+    assert same_weights(federation.root / "waits", simulate(study, three, tmp_path / "reference"))
     kinds = [(line["exchange"], line["kind"]) for line in of_north(federation, study.digest)]
     assert kinds.index((2, "release")) < kinds.index((2, "update"))
     (decided,) = [line for line in of_north(federation, study.digest) if line["kind"] == "release"]
     words = decided["words"]
     assert (words["decision"], words["by"], words["digest"]) == ("signed", "Anna Berg", held.digest)
-    told = passport(Statement.of(federation.site("north"), federation.root / "held"))["releases"]
+    told = passport(Statement.of(federation.site("north"), federation.root / "waits"))["releases"]
     assert [(one["exchange"], one["by"], one["at"]) for one in told["decided"]] == [(2, "Anna Berg", words["at"])]

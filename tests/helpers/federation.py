@@ -184,13 +184,19 @@ class Federation:
         return self.root / name
 
     def start_run(self, study: Study, out: str = "run", *more: object, within: Sequence[str] = ()) -> Started:
+        self._demand_new(out)
         path = self.write(study, f"{Path(out).name}.yaml")
         words = ("server", "run", path, "--home", self.home, "--out", out, *more)
         return self.start(Path(out).name, *words, within=within)
 
     def run(self, study: Study, out: str = "run", *more: object, fails: bool = False) -> Done:
+        self._demand_new(out)
         path = self.write(study, f"{out}.yaml")
         return self.fedgraft("server", "run", path, "--home", self.home, "--out", out, *more, fails=fails)
+
+    def _demand_new(self, out: str) -> None:
+        """Tests that share a federation must not wait for what another one's run of the same name has told."""
+        assert not (self.root / out).exists(), f"{out}: this federation has a run of that name; choose another"
 
     def output(self, name: str) -> str:
         path = self.root / f"{name}.out"
