@@ -103,10 +103,10 @@ def test_who_has_not_logged_in_reads_nothing_however_they_ask(visitor, line):
 
 
 def test_what_is_there_is_refused_like_what_is_not(visitor):
-    def told(path: str) -> list[tuple[str, str]]:
+    def answered(path: str) -> list[tuple[str, str]]:
         return [one for one in visitor.ask("GET", path)[0].getheaders() if one[0] != "Date"]
 
-    assert told("/state") == told("/metrics") == told("/none")
+    assert answered("/state") == answered("/metrics") == answered("/none")
 
 
 def test_a_person_logs_in_reads_and_logs_out(visitor):
@@ -146,11 +146,11 @@ def test_guessing_from_many_addresses_is_slow_too(page):
 
 
 def test_nobody_learns_which_names_there_are(visitor, home):
-    def told(name: str) -> tuple[int, list[tuple[str, str]], bytes]:
+    def answered(name: str) -> tuple[int, list[tuple[str, str]], bytes]:
         answer, body = visitor.log_in(name, "not this one, I fear")
         return answer.status, [one for one in answer.getheaders() if one[0] != "Date"], body
 
-    assert told(NAME) == told("nobody") == told("")
+    assert answered(NAME) == answered("nobody") == answered("")
     spent = {}
     for name in (NAME, "somebody"):
         begun = time.thread_time()
@@ -211,8 +211,8 @@ def test_another_page_logs_nobody_in_or_out(visitor, origin):
 def test_a_form_of_any_other_size_or_kind_is_refused(visitor, headers, status):
     own = f"127.0.0.1:{visitor.port}"
     lines = ("POST /login HTTP/1.1", f"Host: {own}", f"Origin: http://{own}", *headers.split("\r\n"))
-    told = visitor.say("\r\n".join(line for line in lines if line) + "\r\n\r\n")
-    assert told.split()[1] == str(status).encode()
+    answered = visitor.say("\r\n".join(line for line in lines if line) + "\r\n\r\n")
+    assert answered.split()[1] == str(status).encode()
 
 
 @pytest.mark.parametrize("body", [b"\xff\xfe", b"a=1&" * 9, b"name=%00&password=%ff", b"name&password", b"&&&"])
@@ -288,10 +288,10 @@ def test_over_tls_the_cookie_never_goes_without(home, run, certified):
         assert page.url.startswith("https://")
         visitor = Visitor(page, tls=certified)
         answer, _ = visitor.log_in()
-        told = answer.getheader("Set-Cookie")
-        assert told.startswith("__Host-fedgraft=")
-        assert told.endswith("; Secure")
-        cookie = told.partition(";")[0]
+        answered = answer.getheader("Set-Cookie")
+        assert answered.startswith("__Host-fedgraft=")
+        assert answered.endswith("; Secure")
+        cookie = answered.partition(";")[0]
         assert visitor.ask("GET", "/state", Cookie=cookie)[0].status == 200
         assert visitor.ask("GET", "/state", Cookie=cookie.removeprefix("__Host-"))[0].status == 401
         assert visitor.log_in(Origin=f"http://127.0.0.1:{visitor.port}")[0].status == 403
@@ -343,14 +343,14 @@ def test_behind_a_proxy_guesses_are_counted_for_whom_the_proxy_saw(home, run):
     with serving(home, run) as page:
         proxy = Visitor(page, "127.0.0.9", "watch.example.org")
 
-        def told(password: str, came_for: str) -> int:
+        def answered(password: str, came_for: str) -> int:
             return proxy.log_in(password=password, X_Forwarded_Proto="https", X_Forwarded_For=came_for)[0].status
 
         # What a sender says of itself stands before what the proxy adds; of IPv6 each has addresses without end.
         numbers = count()
-        assert held_up_after(lambda: told("x", f"10.0.0.{(n := next(numbers))}, 2001:db8::{n}")) >= 5
-        assert told(PASSWORD, "2001:db8::99") == 429
-        assert told(PASSWORD, "2001:db8:1::1") == 303
+        assert held_up_after(lambda: answered("x", f"10.0.0.{(n := next(numbers))}, 2001:db8::{n}")) >= 5
+        assert answered(PASSWORD, "2001:db8::99") == 429
+        assert answered(PASSWORD, "2001:db8:1::1") == 303
 
 
 @pytest.mark.parametrize(
