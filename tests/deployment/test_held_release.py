@@ -31,7 +31,7 @@ def test_a_held_answer_outlasts_restarts_and_leaves_once_it_is_signed(stand, thr
     config.write_text(yaml.safe_dump(content | {"policy": content["policy"] | {"release": "hold"}}))
     try:
         process = federation.start_run(study, "waits")
-        federation.await_event("waits", "held", sites=["north"])
+        federation.await_event("held", "waits", sites=["north"])
         federation.processes["north"].kill()
         federation.processes["server"].kill()
         federation.processes["north"].wait(60)
