@@ -43,7 +43,7 @@ SIX = {
     sabotage.seeded_noise: "fresh noise",
 }
 LOUD = (sabotage.no_clip, sabotage.clip_of_the_mean, sabotage.noise_divided_again, sabotage.no_noise)
-"""Those that a single run gives away; half the noise, and noise that repeats itself, do not show in the end."""
+"""Those that a single run gives away; half the noise, and noise that repeats itself, need not show in the end."""
 
 
 @pytest.fixture
@@ -226,7 +226,8 @@ def test_every_known_mistake_makes_the_audit_fail(private_study: Study, monkeypa
     broken(monkeypatch)
     failed = {one for only in (name, "canaries, epsilon 1") for one in names(all_of(private_study, only))}
     assert name in failed
-    assert ("canaries, epsilon 1" in failed) == (broken in LOUD)
+    # The others may show in the end as well, by the chance of the noise: that is no promise.
+    assert broken not in LOUD or "canaries, epsilon 1" in failed
 
 
 def test_every_stage_without_noise_is_shown_to_be_invertible(make_study: MakeStudy) -> None:
