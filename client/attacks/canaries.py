@@ -8,6 +8,7 @@ A canary is a patient with a column of the table of its own, so that no other hi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,8 @@ _VALUE = 100.0
 _STEPS = 60
 _GUESSES = (100, 200, 400, 800, CANARIES)
 _CONFIDENCE = 0.95
+_RUNS = 3
+"""One run in 20 may refute a true claim by chance, so whoever keeps a promise looks as if not in one audit of 8,000."""
 _RATE = 1e-3
 
 
@@ -52,18 +55,32 @@ class Trial:
 def claimed(attack_target: AttackTarget, claim: float, seed: int) -> Measurement:
     """The bound for this stage's trainer, clip and lots, with the noise that `claim` costs at delta 1e-5."""
     noise_multiplier = noise_for(claim, DELTA, attack_target.private.sample_rate, _STEPS)
-    bound = with_noise(attack_target, noise_multiplier, _STEPS, seed)
+    bound = with_noise(attack_target, noise_multiplier, _STEPS, claim, seed)
     return Measurement(bound, claim, f"epsilon is at least {bound:.2f} (95 %), claimed are {claim:g}")
 
 
-def with_noise(attack_target: AttackTarget, noise_multiplier: float, steps: int, seed: int) -> float:
-    """The lower bound on epsilon, with 95 % confidence, at delta `DELTA` after so many steps with so much noise."""
+def with_noise(attack_target: AttackTarget, noise_multiplier: float, steps: int, claim: float, seed: int) -> float:
+    """The lower bound on epsilon at delta `DELTA` after so many steps of so much noise; confirmed if above `claim`."""
     work = {"steps": steps, "lr": _RATE, "batch_size": CANARIES}
     small = light(attack_target, CANARIES).asking(work, {"noise_multiplier": noise_multiplier})
-    local_model, took_part = _blank(small), _coins(seed)
-    cases = _canaries(took_part)
-    train_private(local_model, loader_of(small.study, cases), cases.patients, small.local, small.changes, NOW)
-    return lower_bound(Trial(_scores(local_model), took_part), DELTA)
+
+    def one_run(number: int) -> float:
+        local_model, took_part = _blank(small), _coins(seed, number)
+        cases = _canaries(took_part)
+        train_private(local_model, loader_of(small.study, cases), cases.patients, small.local, small.changes, NOW)
+        return lower_bound(Trial(_scores(local_model), took_part), DELTA)
+
+    return confirmed(one_run, claim)
+
+
+def confirmed(one_run: Callable[[int], float], claim: float) -> float:
+    """The least bound of up to three runs: one above `claim` is made again with other coins and other noise."""
+    least = math.inf
+    for number in range(_RUNS):
+        least = min(least, one_run(number))
+        if least <= claim:
+            break
+    return least
 
 
 def plain(attack_target: AttackTarget, seed: int) -> Measurement:
@@ -109,8 +126,8 @@ def _refuted(count: int, guesses: int, right: int, delta: float, chance: float) 
     return low
 
 
-def _coins(seed: int) -> NDArray[np.bool_]:
-    return np.random.default_rng(seed).random(CANARIES) < 0.5
+def _coins(seed: int, number: int = 0) -> NDArray[np.bool_]:
+    return np.random.default_rng((seed, number)).random(CANARIES) < 0.5
 
 
 def _canaries(took_part: NDArray[np.bool_]) -> ExampleCases:

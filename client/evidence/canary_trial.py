@@ -46,7 +46,7 @@ def canary_trial(statement: Statement) -> dict[str, Any]:
     stage, work = stages[0]
     terms = {"sample_rate": weakest.sample_rate, "expected_units": CANARIES // 2}
     target = AttackTarget(statement.study, stage.name, work, ()).asking({}, terms)
-    bound = with_noise(target, weakest.noise_multiplier, steps, seed=0)
+    bound = with_noise(target, weakest.noise_multiplier, steps, claimed, seed=0)
     return {
         "canaries": CANARIES,
         "steps": steps,

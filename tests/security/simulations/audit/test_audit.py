@@ -82,6 +82,21 @@ def test_the_bound_refutes_what_the_guesses_rule_out_and_no_more() -> None:
         assert 0.7 * epsilon < lower_bound(Trial(told + rng.random(CANARIES) / 9, part), DELTA) <= epsilon
 
 
+def test_one_run_above_the_claim_by_chance_refutes_nothing_and_three_do() -> None:
+    made: list[int] = []
+
+    def runs(*bounds: float) -> Callable[[int], float]:
+        made.clear()
+        return lambda number: made.append(number) or bounds[number]
+
+    assert canaries.confirmed(runs(0.3), 0.4) == 0.3
+    assert made == [0]
+    assert canaries.confirmed(runs(0.45, 0.1), 0.4) == 0.1
+    assert made == [0, 1]
+    assert canaries.confirmed(runs(0.9, 0.6, 0.7), 0.4) == 0.6
+    assert made == [0, 1, 2]
+
+
 def test_canaries_refute_training_without_privacy_and_not_what_is_private(attack_target: AttackTarget) -> None:
     assert canaries.plain(attack_target, 0).value >= 4
     for claim in CLAIMS:
