@@ -222,6 +222,28 @@ def test_training_cases_decide_and_a_model_without_numbers_is_not_taken(tmp_path
         models["cluster_2"]["heads.cls.bias"] = np.full(2, np.nan, np.float32)
 
 
+def test_statistics_of_norm_layers_that_lag_behind_do_not_decide(make_study: Any, tmp_path: Path) -> None:
+    """A model that has learnt, and for one round has statistics of another time, is not left for one that errs."""
+    local = {"steps": 40, "batch_size": 16, "lr": 0.01}
+    one = make_study(method={"name": "fedavg", "rounds": 2, "local": local})
+    asked = make_study(method={"name": "fedavg", "rounds": 2, "local": local}, clusters=TWO)
+    inputs, labels = images(48)
+    ours = cohort(inputs, {"cls": labels})
+    for name in ("learns", "chooses"):
+        (tmp_path / name).mkdir()
+    first = Instruction(one.digest, 1, 0, 1, True, None, initialise(one).state())
+    learnt = a_site(one, ours, tmp_path / "learns").visit(first)
+    assert isinstance(learnt, Update)
+    right = {**initialise(one).state(), **learnt.tensors}
+    errs = {key: -array if key == "heads.cls.weight" else array for key, array in right.items()}
+    lags = {key: array / 1000 if key.endswith("running_var") else array for key, array in right.items()}
+    both = side_by_side({"cluster_1": lags, "cluster_2": errs}, right)
+    together = Instruction(asked.digest, 1, 0, 1, True, None, both)
+    answer = a_site(asked, ours, tmp_path / "chooses").visit(together)
+    assert isinstance(answer, Update)
+    assert answer.cluster == "cluster_1"
+
+
 def test_what_models_share_travels_once() -> None:
     models = {"cluster_1": {"a": 1, "b": 2}, "cluster_2": {"a": 1, "b": 3}}
     together = side_by_side(models, {"b"})

@@ -1,8 +1,10 @@
 """Which of several models a site takes: the one of the lowest loss on its training cases (IFCA, Ghosh et al. 2020).
 
 Training cases, since these are what the model goes on to learn, and there are several times as many of them; validation
-cases stay for what they are asked for, such as when to stop. The model is as it would answer: with the entries that the
-site keeps for itself in place.
+cases stay for what they are asked for, such as when to stop. The model is as it would answer, with the entries that the
+site keeps for itself in place, but for statistics of norm layers that training moves, which are those of the site's own
+images: else they lag behind the weights, so that a model's loss may be tenfold for a round, and a model that all sites
+leave in one round never learns again.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def _offered(place: Workplace, turn: Turn) -> tuple[Sequence[str], Collection[st
 def _loss(place: Workplace, turn: Turn, local_state: Arrays) -> float:
     """The sum over tasks of weight times mean loss; infinite of a model whose answers are no numbers."""
     try:
-        sums = counted(place, predict(place, turn, local_state, "train"))
+        sums = counted(place, predict(place, turn, local_state, "train", recalibrated=True))
     except Diverged:
         return math.inf
     return sum(task.weight * _mean(sums[task.name], task) for task in place.study.tasks)

@@ -40,14 +40,25 @@ def counted(place: Workplace, found: Predictions) -> dict[str, TaskSums]:
     return {task: with_more(asked, place.study.tasks_by_name[task], own, *found[task]) for task, own in sums.items()}
 
 
-def predict(place: Workplace, turn: Turn, local_state: Arrays, split: Split, *, passes: bool = False) -> Predictions:
+def predict(
+    place: Workplace,
+    turn: Turn,
+    local_state: Arrays,
+    split: Split,
+    *,
+    passes: bool = False,
+    recalibrated: bool = False,
+) -> Predictions:
     """What the model that came says of a split's cases, `passes` as for `predictions`.
 
-    Where the backbone is frozen, only heads run.
+    Where the backbone is frozen, only heads run. If `recalibrated`, norm layers whose statistics the stage moves get
+    those of the site's own images first.
     """
     place.answering(turn.before, local_state)
     frozen = any(stage is not None and place.routing(stage).frozen for stage in (turn.stage, turn.before))
     through = frozen and not place.local_model.model.decodes
+    if recalibrated and turn.stage is not None:
+        place.recalibrate(turn.stage)
     loader = place.through_backbone(split) if through else place.loader
     return predictions(place.local_model, loader, split, passes=passes)
 

@@ -9,6 +9,7 @@ import numpy as np
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.tables.targets import known
 from fedgraft.client.runtime.visit.received_state import ReceivedState
+from fedgraft.client.training.microbatching import Microbatching
 from fedgraft.client.training.model.features import Features
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
@@ -16,7 +17,7 @@ from fedgraft.common.methods.memory.carried import in_place, personal
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, LastDigest
 from fedgraft.common.protocol.routing import Routing, own, privacy_request, stays
 from fedgraft.common.study.inputs import Split
-from fedgraft.common.study.plan import Gradient, Role, Stage
+from fedgraft.common.study.plan import Gradient, Recalibrate, Role, Stage
 from fedgraft.common.study.stages.losses import looks_further
 from fedgraft.common.study.study import Study
 
@@ -61,6 +62,13 @@ class Workplace:
         """Put the model together with which the site answers after this stage."""
         mine = {} if stage is None else in_place(self.local_model.ground(stage), local_state, self.received.entries)
         self._put(mine)
+
+    def recalibrate(self, stage: Stage) -> None:
+        """Let norm statistics that `stage` moves be those of the site's own images, until a model is put in again."""
+        tags = self.local_model.tags
+        if statistics := [key for key in self.routing(stage).changed if tags[key].role is Role.NORM_STATS]:
+            self.local_model.touched(statistics)
+            Microbatching(self.local_model).recalibrate(self.loader, Recalibrate())
 
     def bare(self, worked: frozenset[int], stage: Stage | None) -> frozenset[str]:
         """Entries that `stage` takes from the site itself, if it has them, and that stages before computed bare.
