@@ -110,12 +110,14 @@ def bare(spec: CohortSpec) -> list[NDArray[np.int16]]:
 
 
 def cpu_s() -> float:
-    """CPU seconds of this process and of those that it has started, which still run."""
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+    """CPU seconds of this process and of those that any of its threads has started, whether they still run or not."""
+    ended = os.times()
     ticks = 0
-    for child in children:
-        ticks += sum(map(int, Path(f"/proc/{child}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[11:13]))
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        for child in (task / "children").read_text(encoding="ascii").split():
+            stat = Path(f"/proc/{child}/stat").read_text(encoding="utf-8")
+            ticks += sum(map(int, stat.rsplit(")", 1)[1].split()[11:13]))
+    return time.process_time() + ended.children_user + ended.children_system + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def timed(work: Callable[[CohortSpec], list[NDArray[np.int16]]], spec: CohortSpec) -> tuple[float, NDArray[np.int16]]:
@@ -145,6 +147,24 @@ def compare(name: str, spec: CohortSpec, runs: int) -> None:
     )
 
 
+def pooled(name: str, spec: CohortSpec, runs: int, threads: int) -> None:
+    """How long a person waits with one process that decodes and with `threads`, in turns; the images are the same."""
+    seconds: list[list[float]] = []
+    for _ in range(runs):
+        found = []
+        for number in (1, threads):
+            torch.set_num_threads(number)
+            start = time.perf_counter()
+            images = ours(spec)
+            found.append((time.perf_counter() - start, np.stack(images)))
+        torch.set_num_threads(1)
+        assert np.array_equal(found[0][1], found[1][1])
+        seconds.append([each for each, _ in found])
+    one, several = (spec_images(spec) / statistics.median(run[at] for run in seconds) for at in range(2))
+    ratio = statistics.median(run[0] / run[1] for run in seconds)
+    print(f"{name:18} {one:5.0f} images a second with one process, {several:5.0f} with {threads}: ratio {ratio:.2f}")
+
+
 def spec_images(spec: CohortSpec) -> int:
     """How many files there are."""
     return len(list(spec.root.iterdir()))
@@ -155,12 +175,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=0, help="measure only how long it takes with so many threads")
     parser.add_argument("--only", nargs="+", choices=KINDS, help="only these kinds")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="fedgraft-bench-") as temporary:
         for number, name in enumerate(asked.only or KINDS):
-            compare(name, write(Path(temporary) / str(number), *KINDS[name], asked.images), asked.runs)
+            spec = write(Path(temporary) / str(number), *KINDS[name], asked.images)
+            if asked.threads:
+                pooled(name, spec, asked.runs, asked.threads)
+            else:
+                compare(name, spec, asked.runs)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ What a file is, its reader knows (`client.data.readers`). What it is worth is de
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import LabelJoin, is_labels, read_labels, read_patients
 from fedgraft.client.data.cohorts.masks import Frame, Mask, Masks, fitted_spacing
 from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
+from fedgraft.client.data.decoding.ahead import Ahead
 from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
 from fedgraft.client.data.decoding.dicom.facts import BY_PATIENT
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.opening import open_reader
-from fedgraft.client.data.readers.reader import Case, Contents
+from fedgraft.client.data.readers.reader import Case, Contents, DecodesAlone
 from fedgraft.client.data.readers.subgroups import SubgroupReader
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.patient_ids import odd_ids
@@ -99,8 +100,7 @@ def scan(
     """All cases in the files that were found, as the study's input has them, with what was left out by reason."""
     loop = _Loop(spec, tasks, wanted, subgroups)
     loop.done.problems.update(reason for _, reason in found.passed_over)
-    for at, path in enumerate(found.files):
-        loop.take(at, path)
+    loop.take_all(found.files)
     return loop.finish()
 
 
@@ -144,25 +144,47 @@ class _Loop:
         self._splits = OwnSplits(spec)
         self._reader = open_reader(spec, tasks, wanted)
 
-    def take(self, at: int, path: Path) -> None:
-        """Read the file at this position, unless it is the labels table; if it cannot be used, note why."""
-        if is_labels(path, self._spec):
+    def take_all(self, paths: Sequence[Path]) -> None:
+        """Read all files, in their order; of what cannot be used, note why."""
+        reader, todo = self._reader, [(at, path) for at, path in enumerate(paths) if self._is_read(at, path)]
+        if not isinstance(reader, DecodesAlone):
+            for at, path in todo:
+                self._take(at, path, reader.read)
             return
-        name = name_below(path, self._spec.root)
+        with Ahead(reader.decode, [path for _, path in todo]) as ahead:
+            for at, path in todo:
+                self._take(at, path, lambda path, _: reader.contents(path, ahead.of(path)))
+
+    def _is_read(self, at: int, path: Path) -> bool:
+        """Whether a file is read: not the labels table, nor what that does not list where it is the list of cases."""
+        if is_labels(path, self._spec):
+            return False
         try:
             if self._spec.joined_by == "path" and not self._spec.what.one_file:
-                self._demand_listed(name)
-            contents = self._reader.read(path, name)
+                self._demand_listed(name_below(path, self._spec.root))
+        except UnusableError as unusable:
+            self._leave_out(at, unusable)
+            return False
+        return True
+
+    def _take(self, at: int, path: Path, read: Callable[[Path, str], Contents]) -> None:
+        name = name_below(path, self._spec.root)
+        try:
+            contents = read(path, name)
             self._add(at, name, contents)
         except UnusableError as unusable:
-            self.done.left_out.append((at, unusable.reason))
-            self.done.problems[unusable.reason] += 1
+            self._leave_out(at, unusable)
             return
         self.done.problems.update(contents.problems)
         self.done.facts.update(f"{key} {value}" for key, value in contents.facts.items())
 
+    def _leave_out(self, at: int, unusable: UnusableError) -> None:
+        self.done.left_out.append((at, unusable.reason))
+        self.done.problems[unusable.reason] += 1
+
     def finish(self) -> Scan:
         """All that was taken, with what is odd about all of it together."""
+        self.done.left_out.sort()
         self._splits.finish()
         if self._by_folder is not None:
             self.done.problems.update(self._by_folder.finish())

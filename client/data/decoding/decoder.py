@@ -44,6 +44,7 @@ class DecodingLimits:
 
 
 USUAL = DecodingLimits()
+_THREAD = threading.local()
 
 
 def read_dicom(
@@ -51,14 +52,14 @@ def read_dicom(
 ) -> DicomImage:
     """As `dicom.read_dicom`, within limits. UnusableError also for a file that breaks them: too_slow, too_large."""
     request = {"kind": "dicom", "frames": frames, "accept": list(accept)}
-    words, found = _DECODER.ask(path, request | {"window": window and window.model_dump()}, limits)
+    words, found = _decoder().ask(path, request | {"window": window and window.model_dump()}, limits)
     images = messages.unpacked(words, found)
     return DicomImage(**{**words, "frames": images, "notes": tuple(words["notes"])})
 
 
 def read_images(path: Path, frames: Which, limits: DecodingLimits = USUAL) -> ImageFile:
     """As `images.read_images`, within limits. UnusableError as `read_dicom`."""
-    words, found = _DECODER.ask(path, {"kind": "image", "frames": frames}, limits)
+    words, found = _decoder().ask(path, {"kind": "image", "frames": frames}, limits)
     return ImageFile(messages.unpacked(words, found), tuple(words["notes"]))
 
 
@@ -70,11 +71,11 @@ def decode(
     It takes the path and the options, plain values, and gives words, plain values too, and arrays of numbers. It may
     raise UnusableError, or FaultyError, which becomes a DataError that names the file; all else means `undecodable`.
     """
-    return _DECODER.ask(path, {"kind": "call", "function": function, "options": dict(options)}, limits)
+    return _decoder().ask(path, {"kind": "call", "function": function, "options": dict(options)}, limits)
 
 
-class _Decoder:
-    """One process for all threads of this one; started when it is first needed, and anew when a file has ended it."""
+class Decoder:
+    """A process that decodes, for all threads that ask; started when first needed, and anew if a file has ended it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -135,6 +136,12 @@ class _Decoder:
             self._process, self._modules = _start(modules), modules
         return self._process
 
+    def kill(self) -> None:
+        """End the process at once, whatever it is doing; who waits for it gets a reason, and nobody is to ask again."""
+        process = self._process
+        if process is not None and self._parent == os.getpid():
+            process.kill()
+
     def close(self) -> None:
         """End the process, if there is one of this process."""
         process, self._process = self._process, None
@@ -149,6 +156,17 @@ class _Decoder:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def with_own_decoder(own: list[Decoder]) -> None:
+    """Let this thread ask a process of its own from now on; it is added to `own`, for whoever closes it."""
+    _THREAD.decoder = Decoder()
+    own.append(_THREAD.decoder)
+
+
+def _decoder() -> Decoder:
+    own: Decoder = getattr(_THREAD, "decoder", _DECODER)
+    return own
 
 
 def _modules() -> str:
@@ -188,5 +206,6 @@ def _not_started(why: str) -> DataError:
     )
 
 
-_DECODER = _Decoder()
+_DECODER = Decoder()
+"""Of all threads that have none of their own."""
 atexit.register(_DECODER.close)

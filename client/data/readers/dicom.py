@@ -32,13 +32,20 @@ class DicomReader:
 
     def read(self, path: Path, name: str) -> Contents:  # noqa: ARG002
         """The frames that the cohort asks for."""
-        spec = self._spec
+        return self.contents(path, self.decode(path))
+
+    def decode(self, path: Path) -> DicomImage:
+        """A file's frames, and what it says of them."""
         try:
-            image = self._image(path)
+            return self._image(path)
         except UnusableError as unusable:
             if unusable.reason == "not_dicom" and path.suffix.lower() in _SUFFIXES:
                 raise UnusableError(NO_DICOM_INSIDE) from None
             raise
+
+    def contents(self, path: Path, decoded: DicomImage) -> Contents:
+        """Its cases. UnusableError for a copy of what was there before."""
+        spec, image = self._spec, decoded
         patient = "" if is_missing(TableCell(image.keys["patient"], ""), spec) else image.keys["patient"]
         if self._seen.again(path, patient, image):
             raise UnusableError("duplicate")

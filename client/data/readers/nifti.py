@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from fedgraft.client.data.decoding.decoder import DecodingLimits, decode
 from fedgraft.client.data.decoding.nifti import SUFFIXES
@@ -14,6 +17,7 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.tasks import AnyTask
 
+_Found = tuple[dict[str, Any], list[NDArray[Any]]]
 _READ = "fedgraft.client.data.decoding.nifti:read"
 
 
@@ -27,9 +31,17 @@ class NiftiReader:
 
     def read(self, path: Path, name: str) -> Contents:  # noqa: ARG002
         """The slices that the cohort asks for."""
+        return self.contents(path, self.decode(path))
+
+    def decode(self, path: Path) -> _Found:
+        """A file's slices, and words on them."""
         if not path.name.lower().endswith(SUFFIXES):
             raise UnusableError("not_nifti")
-        words, planes = decode(_READ, path, self._options, self._limits)
+        return decode(_READ, path, self._options, self._limits)
+
+    def contents(self, path: Path, decoded: _Found) -> Contents:  # noqa: ARG002
+        """Its cases."""
+        words, planes = decoded
         geometry = Geometry(words["pixel_aspect"], words["width_mm"], words["slice_mm"])
         width = words["width_mm"]
         facts = {"axes": words["axes"], "spacing": f"{width:.2g} mm" if width else "not stated"}

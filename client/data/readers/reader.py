@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,17 @@ class Reader(Protocol):
 
     def finish(self) -> Counter[str]:
         """What is odd about all files together, by constant words. DataError as `read`."""
+
+
+@runtime_checkable
+class DecodesAlone(Protocol):
+    """A `Reader` in two steps: what decoding gives depends on the file alone, so that several may be at work."""
+
+    def decode(self, path: Path) -> Any:
+        """What is in a file; called from any thread, and ahead of its turn. UnusableError as `read`."""
+
+    def contents(self, path: Path, decoded: Any) -> Contents:
+        """The cases of a file, from what `decode` gave; in the order of the files. UnusableError as `read`."""
 
 
 def chosen_slices(volume: NDArray[np.float32], which: Literal["all", "middle", "first"]) -> list[NDArray[np.float32]]:
