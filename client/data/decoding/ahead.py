@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from fedgraft.client.data.decoding.decoder import Decoder, with_own_decoder
+from fedgraft.client.data.decoding.decoder import DecodingProcess, with_own_decoder
 
 T = TypeVar("T")
 _MOST = 4
@@ -32,7 +32,7 @@ class Ahead(Generic[T]):
     def __init__(self, decode: Callable[[Path], T], paths: Sequence[Path]) -> None:
         self._decode, self._paths = decode, iter(paths)
         self._waiting: deque[tuple[Path, Future[T]]] = deque()
-        self._decoders: list[Decoder] = []
+        self._decoders: list[DecodingProcess] = []
         self._workers = min(_MOST, torch.get_num_threads())
         self._pool: ThreadPoolExecutor | None = None
         self._begun = time.monotonic()

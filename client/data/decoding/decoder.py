@@ -74,7 +74,7 @@ def decode(
     return _decoder().ask(path, {"kind": "call", "function": function, "options": dict(options)}, limits)
 
 
-class Decoder:
+class DecodingProcess:
     """A process that decodes, for all threads that ask; started when first needed, and anew if a file has ended it."""
 
     def __init__(self) -> None:
@@ -158,14 +158,14 @@ class Decoder:
             process.wait()
 
 
-def with_own_decoder(own: list[Decoder]) -> None:
+def with_own_decoder(own: list[DecodingProcess]) -> None:
     """Let this thread ask a process of its own from now on; it is added to `own`, for whoever closes it."""
-    _THREAD.decoder = Decoder()
+    _THREAD.decoder = DecodingProcess()
     own.append(_THREAD.decoder)
 
 
-def _decoder() -> Decoder:
-    own: Decoder = getattr(_THREAD, "decoder", _DECODER)
+def _decoder() -> DecodingProcess:
+    own: DecodingProcess = getattr(_THREAD, "decoder", _DECODER)
     return own
 
 
@@ -206,6 +206,6 @@ def _not_started(why: str) -> DataError:
     )
 
 
-_DECODER = Decoder()
+_DECODER = DecodingProcess()
 """Of all threads that have none of their own."""
 atexit.register(_DECODER.close)
