@@ -19,7 +19,7 @@ from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import LabelJoin, is_labels, read_labels, read_patients
 from fedgraft.client.data.cohorts.masks import Frame, Mask, Masks, fitted_spacing
 from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
-from fedgraft.client.data.decoding.ahead import Ahead
+from fedgraft.client.data.decoding.ahead import DecodingAhead
 from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
 from fedgraft.client.data.decoding.dicom.facts import BY_PATIENT
 from fedgraft.client.data.decoding.unusable import UnusableError
@@ -151,7 +151,7 @@ class _Loop:
             for at, path in todo:
                 self._take(at, path, reader.read)
             return
-        with Ahead(reader.decode, [path for _, path in todo]) as ahead:
+        with DecodingAhead(reader.decode, [path for _, path in todo]) as ahead:
             for at, path in todo:
                 self._take(at, path, lambda path, _: reader.contents(path, ahead.of(path)))
 

@@ -22,7 +22,7 @@ _AFTER_S = 5.0
 """So long one process alone decodes: to start others takes seconds, too."""
 
 
-class Ahead(Generic[T]):
+class DecodingAhead(Generic[T]):
     """What `decode` gives for each of these files, taken in their order; while it is open the next are worked on.
 
     `decode` must depend on its file alone. There are as many processes as torch has threads here, up to four; with
@@ -37,7 +37,7 @@ class Ahead(Generic[T]):
         self._pool: ThreadPoolExecutor | None = None
         self._begun = time.monotonic()
 
-    def __enter__(self) -> Ahead[T]:
+    def __enter__(self) -> DecodingAhead[T]:
         return self
 
     def __exit__(

@@ -17,7 +17,7 @@ import torch
 
 from fedgraft.client.data.cohorts.scan import Scan, files_of, scan
 from fedgraft.client.data.decoding import ahead, decoder
-from fedgraft.client.data.decoding.ahead import Ahead
+from fedgraft.client.data.decoding.ahead import DecodingAhead
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput
@@ -94,7 +94,7 @@ def test_so_many_are_at_work_at_a_time_and_never_more_than_one_is_ahead(
             at_work -= 1
         return path.name
 
-    with Ahead(decode, files := paths(tmp_path)) as opened:
+    with DecodingAhead(decode, files := paths(tmp_path)) as opened:
         for number, path in enumerate(files):
             assert opened.of(path) == path.name
             assert begun <= number + 4
@@ -112,7 +112,7 @@ def test_for_the_first_seconds_one_process_is_enough(
         time.sleep(0.02)
         return threading.get_ident()
 
-    with Ahead(decode, files := paths(tmp_path)) as opened:
+    with DecodingAhead(decode, files := paths(tmp_path)) as opened:
         who = [opened.of(path) for path in files]
     assert who[:10] == [here] * 10
     assert here not in who[30:]
@@ -134,7 +134,7 @@ def test_what_a_file_raises_is_raised_in_its_turn_and_nothing_is_left_at_work(
 
     seen: set[int] = set()
     before = children()
-    with Ahead(decode, files) as opened:
+    with DecodingAhead(decode, files) as opened:
         seen.update(opened.of(path) for path in files[:5])
         with pytest.raises(DataError, match="a fault"):
             opened.of(files[5])
@@ -155,13 +155,13 @@ def test_ctrl_c_does_not_wait_for_what_is_being_decoded(tmp_path: Path) -> None:
         from pathlib import Path
         import torch
         from fedgraft.client.data.decoding import ahead, decoder
-        from fedgraft.client.data.decoding.ahead import Ahead
+        from fedgraft.client.data.decoding.ahead import DecodingAhead
         torch.set_num_threads(2)
         ahead._AFTER_S = 0
         files = [Path(sys.argv[1]) / str(number) for number in range(70)]
         sys.path.insert(0, sys.argv[1])
         try:
-            with Ahead(lambda path: decoder.decode("slow_for_test:read", path, {}), files) as opened:
+            with DecodingAhead(lambda path: decoder.decode("slow_for_test:read", path, {}), files) as opened:
                 print("begun", flush=True)
                 for path in files:
                     opened.of(path)
