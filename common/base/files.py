@@ -180,10 +180,13 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; InputError names the file if it cannot be read or is no JSON."""
+def read_json(path: Path, sha256: str | None = None) -> Any:
+    """The content of a JSON file; InputError names the file if it cannot be read, is no JSON, or not of this digest."""
     try:
-        return json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise InputError(f"{path}: is another file than it was: its digest is another.")
+        return json.loads(data)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:

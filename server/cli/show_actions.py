@@ -14,7 +14,7 @@ def show_actions(home: Path) -> int:
     """A line for each, and what does not hold; 1 if there is such."""
     log = ActionLog(home)
     for line in log.entries():
-        signed = "" if line.signed is None else f", signed with {fingerprint_of(line.signed.key)}"
+        signed = ", not signed" if line.signed is None else f", signed with {fingerprint_of(line.signed.key)}"
         what = canonical_json(line.about).decode()
         say(f"{line.seq + 1}. {line.at} {line.action} {what} by {line.by or 'nobody named'}{signed}")
     for fault in (faults := log.faults()):

@@ -72,9 +72,14 @@ class Authority:
         self.home = ServerHome(out / "server")
         self.actions = ActionLog(self._folder)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is an authority already."""
+        return (self._folder / "ca.key").exists()
+
     def provision(self, consortium: Consortium) -> Made:
         """Make what is not there yet: the first call makes all, later ones add sites. Nobody's keys change."""
-        if not (self._folder / "ca.key").exists():
+        if not self.begun:
             self._start(consortium)
         facts = ServerFacts(consortium=consortium.name, server=consortium.server)
         if facts.consortium != self.home.facts().consortium:
@@ -89,12 +94,13 @@ class Authority:
         kits = {name: self._invite(facts, name) for name in awaited if not self.code_file(name).exists()}
         return Made(kits, tuple(awaited))
 
-    def enrol(self, path: Path, grace: timedelta | None = None) -> Enrolment:
+    def enrol(self, path: Path, grace: timedelta | None = None, sha256: str | None = None) -> Enrolment:
         """Take in the public keys that a site made, and with them its code: the next enrolment needs another.
 
         Keys that it had before hold for as long as `grace`, or the consortium, says, so that its work can end first.
+        InputError if the file is not of this digest, which somebody has signed.
         """
-        enrolment = read_enrolment(path)
+        enrolment = read_enrolment(path, sha256)
         name, members = enrolment.site, self._members()
         if enrolment.consortium != self._consortium().name:
             raise InputError(f"{path}: is for another consortium.", fix="Ask the site to join with its own kit.")

@@ -18,7 +18,7 @@ from fedgraft.client.governance.settlement import propose_settlement, settle
 from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.identity.author import Author, author
-from fedgraft.common.identity.person_book import PersonBook
+from fedgraft.common.identity.person_book import Person, PersonBook
 from fedgraft.common.identity.persons import TOKEN, open_person_key, signed_by, words_digest
 from fedgraft.common.identity.ssh_wire import string
 from fedgraft.common.protocol.instructions import Code, Greeting
@@ -177,7 +177,7 @@ def test_whoever_was_removed_lets_nobody_in_under_an_earlier_date(site: PlayedSi
     remove(site)
     *before, removal = entries(site)
     eve = PersonBook(tmp_path / "elsewhere").add_with_passphrase("Eve", PHRASE, None)
-    let_in = eve.model_dump(mode="json") | {"vouched": by_bo(site, eve.words())}
+    let_in = eve.model_dump(mode="json") | {"vouched": by_bo(site, eve.words(PersonBook(site.home).first()))}
     for forged in ([*before, let_in, removal], [*before, removal, let_in]):
         write(site, forged)
         with pytest.raises(InputError, match="nobody who was in it has signed"):
@@ -188,7 +188,7 @@ def test_a_name_may_come_back_and_a_key_never(site: PlayedSite) -> None:
     gone = remove(site).removal
     book = PersonBook(site.home)
     back = {"name": "Robert", "key": gone.key, "place": "file", "added": "2026-01-01T00:00:00+00:00"}
-    words = {"action": "add person", "person": "Robert", "key": gone.key, "at": back["added"]}
+    words = Person.model_validate(back).words(book.first())
     write(site, [*entries(site), back | {"vouched": book.sign(*ANNA, words).model_dump(mode="json")}])
     with pytest.raises(InputError, match="the key of Robert is or was the key of Bo Holm"):
         book.all()
