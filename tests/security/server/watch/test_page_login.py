@@ -181,6 +181,17 @@ def test_a_session_ends(home, run):
         assert Visitor(page).ask("GET", "/state", Cookie=cookie)[0].status == 401
 
 
+def test_a_session_that_is_over_costs_no_more_than_none(visitor, home, monkeypatch):
+    """Somebody who was shut out sends what they had, as often as it fits into a request."""
+    cookie = visitor.cookie()
+    LoginBook(home).remove(NAME)
+    read: list[str] = []
+    named = LoginBook.named
+    monkeypatch.setattr(LoginBook, "named", lambda book, name: read.append(name) or named(book, name))
+    assert visitor.ask("GET", "/state", Cookie="; ".join([cookie] * 1000))[0].status == 401
+    assert len(read) == 1
+
+
 @pytest.mark.parametrize("origin", ["null", "http://evil.example.org", "http://127.0.0.1:1", "https://{own}", "{own}"])
 def test_another_page_logs_nobody_in_or_out(visitor, origin):
     origin = origin.format(own=f"127.0.0.1:{visitor.port}")
@@ -255,6 +266,19 @@ def test_who_came_in_and_who_did_not_is_written_down_and_no_password(home, run):
     assert "a login from 127.0.0.1 was refused" in text
     assert PASSWORD not in text
     assert (home / "logs" / "page.log").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.slow
+def test_a_page_without_a_login_says_so(tmp_path, home, run):
+    """Somebody gave persons a login, and then starts the page from another folder."""
+    words = [sys.executable, "-m", "fedgraft", "server", "watch", str(run), "--web", "0"]
+    with Started(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as watching:
+        try:
+            assert watching.stdout is not None
+            told = watching.stdout.readline() + watching.stdout.readline()
+        finally:
+            watching.send_signal(signal.SIGINT)
+    assert b"Everybody with an account on this machine can read it: nobody has a login in kits/server" in told
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", ""])
