@@ -21,6 +21,7 @@ from fedgraft.common.base.files import canonical_json, is_there, locked, read_js
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe
 from fedgraft.common.identity.persons import (
+    Moment,
     PersonName,
     PublicKey,
     Signed,
@@ -53,7 +54,7 @@ class Person(Value):
     key: PublicKey
     place: Literal["file", "agent"]
     """Where the key is: in the folder, under a passphrase, or in the person's ssh-agent."""
-    added: str
+    added: Moment
     vouched: Signed | None = None
 
     def words(self, first: str) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class Removal(Value):
 
     removed: PersonName
     key: PublicKey
-    at: str
+    at: Moment
     book: Digest
     """SHA-256 of all entries before: whoever came in by the person's signature must have been in by then."""
     stands: tuple[Digest, ...]

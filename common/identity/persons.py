@@ -52,6 +52,8 @@ def _demand_plain(name: str) -> str:
 
 PersonName = Annotated[str, Field(pattern=r"^[^\W_][\w .'-]{0,63}$"), AfterValidator(_demand_plain)]
 _NAME: TypeAdapter[str] = TypeAdapter(PersonName)
+Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$")]
+"""When, in UTC, to the second."""
 PublicKey = Annotated[str, Field(pattern=r"^(ssh-ed25519|sk-ssh-ed25519@openssh\.com) [A-Za-z0-9+/=]{40,400}$")]
 
 

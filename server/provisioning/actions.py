@@ -22,7 +22,7 @@ from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe
 from fedgraft.common.identity.author import Author, author
 from fedgraft.common.identity.person_book import BOOK, Person, PersonBook, Removal
-from fedgraft.common.identity.persons import PersonName, Signed, words_digest
+from fedgraft.common.identity.persons import Moment, PersonName, Signed, words_digest
 
 ACTIONS = "actions.jsonl"
 _FIRST = "0" * 64
@@ -42,7 +42,7 @@ class Action(Value):
     """One thing that somebody did. `server` says by a digest whose log it is in, `previous` after which line."""
 
     seq: int
-    at: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$")]
+    at: Moment
     action: ActionKind
     about: dict[str, Any]
     server: _Hash

@@ -32,6 +32,7 @@ from fedgraft.common.identity.persons import (
 )
 from fedgraft.common.identity.ssh_agent import AgentKey, agent_key, agent_keys
 from fedgraft.common.identity.ssh_wire import string
+from helpers.federation import until
 
 WORDS = {"action": "approve", "study": "0" * 64}
 PHRASE = "correct horse battery"
@@ -53,6 +54,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     running = subprocess.Popen(["ssh-agent", "-D", "-a", str(place)], stdout=subprocess.DEVNULL)
     try:
         monkeypatch.setenv("SSH_AUTH_SOCK", str(place))
+        until(place.exists, 60, "ssh-agent")
         for kind in ("ecdsa", "ed25519"):
             key = tmp_path / kind
             subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "anna@berg", "-f", str(key)], check=True)
@@ -239,3 +241,16 @@ def test_of_two_who_add_one_name_one_is_in_with_their_own_key(book: PersonBook) 
         with pytest.raises(InputError):
             second.result(60)
     assert book.holds(book.sign("Bo Holm", lambda: "the passphrase of one", WORDS), WORDS)
+
+
+def test_a_date_says_no_more_than_when(book: PersonBook, tmp_path: Path) -> None:
+    """Who is in the book signs for one whose date goes on with a line about somebody else."""
+    key, at = new_person_key(tmp_path / "key", PHRASE).public, "2026-01-01T00:00:00+00:00"
+    at = f"{at}, the first\nAnna Berg: SHA256:AAAA (file), {at}"
+    words = {"action": "add person", "person": "Bo Holm", "key": key, "at": at, "book": book.first()}
+    signed = book.sign("Anna Berg", lambda: PHRASE, words).model_dump(mode="json")
+    entry = {"name": "Bo Holm", "key": key, "place": "file", "added": at, "vouched": signed}
+    path = book.folder / BOOK
+    path.write_text(json.dumps([*json.loads(path.read_text()), entry]))
+    with pytest.raises(InputError, match="is damaged"):
+        book.all()
