@@ -111,6 +111,12 @@ class ActionLog:
         return known
 
     def _add(self, known: tuple[Action, ...], who: Author | None, action: ActionKind, about: Mapping[str, Any]) -> None:
+        try:
+            canonical_json(about)
+        except ValueError:
+            raise InputError(
+                "A name that was given is no text, and cannot be written down.", fix="Rename it."
+            ) from None
         line = Action(
             seq=len(known),
             at=datetime.now(UTC).isoformat(timespec="seconds"),

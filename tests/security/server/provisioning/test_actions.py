@@ -405,3 +405,11 @@ def test_who_makes_more_kits_signs_for_it(command, kits, phrase, tmp_path):
     assert command("server", "provision", file, "--out", kits, *signed_for("lead", phrase))[0] == 0
     (line,) = ActionLog(kits / "authority").entries()
     assert (line.action, line.by, line.about["consortium"]["sites"]) == ("provision", "lead", [*SITES, "west"])
+
+
+def test_a_name_that_is_no_text_is_said_to_be_none(command, kits, phrase):
+    """As of files that were named in another alphabet."""
+    for words in (("revoke", "nor\udcffth"), ("enrol", "nor\udcffth.json")):
+        code, _, err = command("server", *words, "--out", kits, *signed_for("lead", phrase))
+        assert (code, "is no text" in err) == (2, True)
+    assert ActionLog(kits / "authority").entries() == ()

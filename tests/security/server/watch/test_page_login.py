@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import select
 import signal
@@ -346,6 +347,19 @@ def test_who_says_nothing_holds_up_nobody_and_takes_no_more_than_there_is(home, 
                 break
             except OSError:
                 assert time.monotonic() < ends
+
+
+def test_who_sends_without_end_takes_no_memory(page):
+    """Also while nobody has logged in: a head of six million bytes is kept four times over."""
+    page.patience_s = 600
+    with socket.create_connection(("127.0.0.1", Visitor(page).port), timeout=20) as line:
+        with contextlib.suppress(ConnectionError):
+            line.sendall(f"GET /login HTTP/1.1\r\nHost: 127.0.0.1:{Visitor(page).port}\r\n".encode())
+            for number in range(90):
+                line.sendall(f"X{number}: {'y' * 65_000}\r\n".encode())
+        with contextlib.suppress(ConnectionError):
+            assert line.recv(1) == b"", "hung up on"
+    assert Visitor(page).ask("GET", "/login", X="y" * 30_000)[0].status == 200
 
 
 def test_only_the_proxy_is_answered_and_only_over_tls(home, run):
