@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedgraft.client.governance.approval import Approval, approve, is_approved, read_approvals
+from fedgraft.client.governance.approval import Approval, approve, is_approved, read_approvals, withdraw
 from fedgraft.client.governance.egress import EgressLog
 from fedgraft.client.governance.persons.removing import Removed, finish_removal, remove_person
 from fedgraft.client.governance.records import Records
@@ -267,3 +269,23 @@ def test_the_log_tells_who_removed_whom(site: PlayedSite) -> None:
     remove(site)
     line = [*EgressLog(site.state).entries()][-1]
     assert (line.kind, line.words["removed"], line.words["by"]["name"]) == ("person_removed", "Bo Holm", "Anna Berg")
+
+
+def test_what_is_withdrawn_while_a_passphrase_is_typed_stays_withdrawn(site: PlayedSite) -> None:
+    """Bo approves another study, and takes their time; Anna ends the one that they had approved."""
+    asked, typed = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        asked.set()
+        assert typed.wait(60)
+        return PHRASE
+
+    with ThreadPoolExecutor(2) as pool:
+        by_bo = Author(BO, PersonBook(site.home), slow, signs=True)
+        approving = pool.submit(approve, site.home, AFTER, "after", by_bo)
+        assert asked.wait(60)
+        withdraw(site.home, BEFORE)
+        typed.set()
+        approving.result(60)
+    assert approved(site, AFTER)
+    assert not approved(site, BEFORE)

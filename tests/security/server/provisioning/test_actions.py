@@ -16,10 +16,12 @@ import pytest
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import CONFIGS, sha256_file
+from fedgraft.common.identity.enrolment import Enrolment
 from fedgraft.common.identity.person_book import BOOK, PersonBook
 from fedgraft.common.identity.persons import PersonKey, new_person_key, open_person_key, signed_by
 from fedgraft.server.provisioning.actions import ACTIONS, Action, ActionLog
 from fedgraft.server.provisioning.consortium import Consortium
+from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.provisioning.provision import Authority
 from fedgraft.server.watch.login.login_book import LoginBook
 from helpers.members import joined
@@ -413,3 +415,26 @@ def test_a_name_that_is_no_text_is_said_to_be_none(command, kits, phrase):
         code, _, err = command("server", *words, "--out", kits, *signed_for("lead", phrase))
         assert (code, "is no text" in err) == (2, True)
     assert ActionLog(kits / "authority").entries() == ()
+
+
+def test_who_is_shut_out_while_another_is_enrolled_stays_out(kits, tmp_path, monkeypatch):
+    """Two people of the coordinator are at work at once."""
+    homes = {site: joined(kits, site, tmp_path / site) for site in ("north", "south")}
+    files = {site: home.path / f"{site}.enrolment.json" for site, home in homes.items()}
+    Authority(kits).enrol(files["north"])
+    looked, revoked, proves = threading.Event(), threading.Event(), Enrolment.proves
+
+    def slow(enrolment: Enrolment, code: str) -> bool:
+        looked.set()
+        revoked.wait(2)
+        return proves(enrolment, code)
+
+    monkeypatch.setattr(Enrolment, "proves", slow)
+    with ThreadPoolExecutor(2) as pool:
+        enrolling = pool.submit(Authority(kits).enrol, files["south"])
+        assert looked.wait(60)
+        pool.submit(Authority(kits).revoke, "north").add_done_callback(lambda _: revoked.set())
+        enrolling.result(60)
+    sites = ServerHome(kits / "server").sites()
+    assert (sites["north"].valid_keys(), len(sites["south"].valid_keys())) == ((), 1)
+    assert [*json.loads((kits / "roster.json").read_text())["members"]] == ["south"]
