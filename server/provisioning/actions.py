@@ -31,7 +31,7 @@ _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _CLOCK = timedelta(minutes=10)
 """So much a clock may be set back."""
 
-ActionKind = Literal["ask", "run", "resume", "stop", "provision", "enrol", "revoke", "renew", "remove person"]
+ActionKind = Literal["ask", "run", "resume", "stop", "provision", "enrol", "revoke", "renew", "login", "remove person"]
 _REMOVE: ActionKind = "remove person"
 ByWhom = tuple[str | None, Path | None]
 """A name as it was typed, and the file of its passphrase."""

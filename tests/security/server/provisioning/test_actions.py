@@ -438,3 +438,27 @@ def test_who_is_shut_out_while_another_is_enrolled_stays_out(kits, tmp_path, mon
     sites = ServerHome(kits / "server").sites()
     assert (sites["north"].valid_keys(), len(sites["south"].valid_keys())) == ((), 1)
     assert [*json.loads((kits / "roster.json").read_text())["members"]] == ["south"]
+
+
+def test_who_may_read_the_page_is_signed_for_too(command, kits, phrase, tmp_path):
+    home, password = kits / "server", tmp_path / "password"
+    PersonBook(home).add_with_passphrase("lead", PHRASE, None)
+    password.touch(0o600)
+    password.write_text("twelve letters, and more")
+    asked = (
+        ("add", "observer", "--password-file", password),
+        ("token", "prometheus", "--out", tmp_path / "token"),
+        ("remove", "observer"),
+    )
+    for words in asked:
+        before = content(kits)
+        code, _, err = command("server", "login", *words, "--home", home)
+        assert (code, "person must sign" in err, content(kits)) == (2, True, before)
+        assert command("server", "login", *words, "--home", home, *signed_for("lead", phrase))[0] == 0
+    told = [(line.by, line.about["name"], line.about["does"]) for line in ActionLog(home).entries()]
+    assert told == [
+        ("lead", "observer", "password"),
+        ("lead", "prometheus", "token"),
+        ("lead", "observer", "remove"),
+    ]
+    assert "twelve" not in (home / ACTIONS).read_text()
