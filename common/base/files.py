@@ -114,6 +114,16 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def demand_own(path: Path, *, readable: bool = False) -> None:
+    """InputError if others than its owner may read this file, or change it where they may read it.
+
+    OSError if there is none.
+    """
+    if path.stat().st_mode & (0o022 if readable else 0o077):
+        does, mode = ("change", "go-w") if readable else ("read", "600")
+        raise InputError(f"{path}: others may {does} this file.", fix=f"chmod {mode} {path}")
+
+
 def sync_folder(folder: Path) -> None:
     """See to it that the names in a folder outlast a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)

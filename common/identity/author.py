@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import demand_own
 from fedgraft.common.identity.person_book import Passphrase, PersonBook
 from fedgraft.common.identity.persons import Signed, demand_name
 
@@ -48,12 +49,13 @@ def author(folder: Path, by: str | None, passphrase_file: Path | None, *, requir
 
 
 def passphrase_from(path: Path | None, question: str) -> Passphrase:
-    """Asks for a passphrase on the terminal, without showing it, or reads the first line of a file."""
+    """Asks for a passphrase on the terminal, without showing it, or reads the first line of a file of its owner's."""
 
     def read() -> str:
         if path is None:
             return getpass.getpass(f"{question}: ")
         try:
+            demand_own(path)
             return path.read_text(encoding="utf-8").partition("\n")[0]
         except (OSError, UnicodeError):
             raise InputError(f"{path}: cannot be read.", fix="Its first line is the passphrase.") from None

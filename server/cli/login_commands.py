@@ -15,8 +15,6 @@ from fedgraft.server.watch.login.login_book import LoginBook
 def add(home: Path, name: str, password_file: Path | None, by: ByWhom = NOBODY) -> None:
     """Set a password that is asked for twice, or in a file. InputError if the two differ, or others may read it."""
     book = _book(home)
-    if password_file is not None and is_there(password_file) and password_file.stat().st_mode & 0o077:
-        raise InputError(f"{password_file}: others may read this password.", fix=f"chmod 600 {password_file}")
     password = passphrase_from(password_file, f"New password of {name}")()
     if password_file is None and passphrase_from(None, "The same again")() != password:
         raise InputError("The two passwords are not the same.")

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import demand_own
 from fedgraft.server.watch.login.id_token import SignOnError, WantedToken, checked_claims
 from fedgraft.server.watch.login.page_settings import SignOnSettings, is_sealed, read_page_settings
 
@@ -160,8 +161,7 @@ def _fetched(url: str, body: bytes | None = None, headers: Mapping[str, str] | N
 
 def _secret(path: Path) -> str:
     try:
-        if path.stat().st_mode & 0o077:
-            raise InputError(f"{path}: others may read this secret.", fix=f"chmod 600 {path}")
+        demand_own(path)
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError):
         raise InputError(f"{path}: cannot be read.", fix="It holds the client's secret.") from None

@@ -50,6 +50,7 @@ def kits(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def phrase(tmp_path: Path) -> Path:
+    (tmp_path / "phrase").touch(0o600)
     (tmp_path / "phrase").write_text(PHRASE)
     return tmp_path / "phrase"
 
@@ -64,6 +65,7 @@ def content(folder: Path) -> dict[Path, bytes]:
 
 @pytest.mark.slow
 def test_nothing_is_done_before_a_person_has_signed(command, kits, phrase, tmp_path):
+    (tmp_path / "wrong").touch(0o600)
     (tmp_path / "wrong").write_text("another passphrase")
     file = kits / "north.enrolment.json"
     file.write_text("{}")
@@ -133,6 +135,7 @@ def written(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with four actions of two persons."""
     kits = Path(shutil.copytree(made, tmp_path_factory.mktemp("written") / "kits"))
     phrase = kits / "phrase"
+    phrase.touch(0o600)
     phrase.write_text(PHRASE)
     for name, site in (("lead", "north"), ("deputy", "south"), ("lead", "east"), ("lead", "north")):
         ActionLog(kits / "authority").record((name, phrase), "revoke", {"site": site})
@@ -377,7 +380,7 @@ def test_what_is_enrolled_is_what_was_signed_for(command, kits, phrase, tmp_path
     """Another file takes the place of one while a passphrase is typed."""
     ours, theirs = (joined(kits, "north", tmp_path / name).path / "north.enrolment.json" for name in ("ours", "theirs"))
     slow = tmp_path / "fifo"
-    os.mkfifo(slow)
+    os.mkfifo(slow, 0o600)
     with ThreadPoolExecutor(1) as pool:
         enrolling = pool.submit(command, "server", "enrol", ours, "--out", kits, *signed_for("lead", slow))
         with slow.open("w") as typed:

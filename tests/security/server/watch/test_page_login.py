@@ -410,6 +410,15 @@ def test_a_fault_of_the_page_s_file_is_named(home, run, text, fault):
         Page(Board(ServerHome(home), run), "127.0.0.1", 0)
 
 
+@pytest.mark.parametrize("mode", [0o660, 0o606])
+def test_whoever_may_change_who_comes_in_is_told_of(home, run, mode):
+    """Another account writes its own service, and itself, into the file."""
+    (home / "page.yaml").write_text("session_hours: 1\n")
+    (home / "page.yaml").chmod(mode)
+    with pytest.raises(InputError, match="others may change this file"):
+        Page(Board(ServerHome(home), run), "127.0.0.1", 0)
+
+
 def test_a_certificate_that_will_not_do_is_named(home, run, certified):
     board = Board(ServerHome(home), run)
     (home / "page.key").chmod(0o640)
