@@ -70,7 +70,7 @@ def _fault(claims: dict[str, Any], wanted: WantedToken) -> str:
         return "the token's time is over"
     if made is None or not now - _OLDEST_S <= made <= now + _SKEW_S:
         return "the token was not made just now"
-    if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(), wanted.nonce.encode()):
+    if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(errors="replace"), wanted.nonce.encode()):
         return "the token is of another login"
     return ""
 
