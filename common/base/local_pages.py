@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -148,7 +149,9 @@ class LocalPages(ThreadingHTTPServer):
             super().finish_request(encrypted, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - http.server gives both
-        """A browser that hangs up is no event."""
+        """A browser that hangs up is no event; a file that cannot be used is one."""
+        if isinstance(error := sys.exception(), InputError):
+            _log.warning("a request was not answered: %s", error)
         _log.debug("a request was not finished", exc_info=True)
 
 

@@ -174,6 +174,16 @@ def test_a_session_is_of_one_process_and_of_a_login_that_holds(visitor, home, ru
     assert visitor.ask("GET", "/state", Cookie=other)[0].status == 401
 
 
+def test_a_damaged_file_lets_nobody_in_and_is_told_of(visitor, home, caplog):
+    cookie = visitor.cookie()
+    (home / LOGINS).write_text("{")
+    for ask in (lambda: visitor.ask("GET", "/state", Cookie=cookie), visitor.log_in):
+        caplog.clear()
+        with pytest.raises(OSError):
+            ask()
+        assert f"{LOGINS}: is not valid JSON" in caplog.text
+
+
 def test_a_session_ends(home, run):
     (home / "page.yaml").write_text("session_hours: 0.0001\n")
     with serving(home, run) as page:
