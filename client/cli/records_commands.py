@@ -12,6 +12,7 @@ from fedgraft.client.governance.settlement import Settlement, propose_settlement
 from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.console.terminal import OUT, say
 from fedgraft.common.base.errors import LedgerError
+from fedgraft.common.identity.persons import demand_name
 
 
 def settle_records(folder: Path | None, by: str | None) -> int:
@@ -26,6 +27,7 @@ def settle_records(folder: Path | None, by: str | None) -> int:
     if not by:
         say("Nothing was changed. Restore the newest copies if you can; if not, decide: fedgraft site settle --by NAME")
         return 1
+    demand_name(by)
     settle(config, proposed, by)
     say(f"On record, decided by {by}: see `fedgraft site egress` and `fedgraft site budget`. Start the site again.")
     return 0

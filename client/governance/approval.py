@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import is_there, make_folder, read_json, write_json
+from fedgraft.common.base.files import is_there, locked, make_folder, read_json, write_json
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe
 from fedgraft.common.identity.author import Author
@@ -96,31 +98,51 @@ def approve(folder: Path, digest: str, name: str = "", by: Author | None = None,
     `name` is what the study calls itself, for people; `by` who approves it, whose signature takes the place of an
     approval without one. Without `sync` the record does not outlive a loss of power.
     """
-    known = read_approvals(folder)
-    there = next((one for one in known if one.digest == digest and one.withdrawn is None), None)
-    if there is not None and _counts(folder, there, by_person=by is not None and by.signs):
+
+    def that_counts(known: tuple[Approval, ...]) -> Approval | None:
+        there = next((one for one in known if one.digest == digest and one.withdrawn is None), None)
+        signed = by is not None and by.signs
+        return there if there is not None and _counts(folder, there, by_person=signed) else None
+
+    if (there := that_counts(read_approvals(folder))) is not None:
         return there
     now = _now()
     approval = Approval(study=name, digest=digest, approved=now, by=None if by is None else by.name)
     if by is not None:
         approval = approval.model_copy(update={"signed": by.sign(approval.words())})
-    before = (one.model_copy(update={"withdrawn": now}) if one is there else one for one in known)
-    _write(folder, (*before, approval), sync=sync)
+    # Read again: what others have withdrawn while a passphrase was typed stays so.
+    with _alone(folder):
+        known = read_approvals(folder)
+        if (there := that_counts(known)) is not None:
+            return there
+        before = (
+            one.model_copy(update={"withdrawn": now}) if one.digest == digest and one.withdrawn is None else one
+            for one in known
+        )
+        _write(folder, (*before, approval), sync=sync)
     return approval
 
 
 def withdraw(folder: Path, digest: str) -> Approval:
     """Record that the study may no longer run here. InputError if it was not approved."""
-    known = read_approvals(folder)
-    ended = {one.digest: one.model_copy(update={"withdrawn": _now()}) for one in known if one.withdrawn is None}
-    if digest not in ended:
-        raise InputError(f"No study with the digest {digest} is approved here.", fix="See approvals.json.")
-    _write(folder, tuple(ended[digest] if one.digest == digest and one.withdrawn is None else one for one in known))
+    with _alone(folder):
+        known = read_approvals(folder)
+        ended = {one.digest: one.model_copy(update={"withdrawn": _now()}) for one in known if one.withdrawn is None}
+        if digest not in ended:
+            raise InputError(f"No study with the digest {digest} is approved here.", fix="See approvals.json.")
+        _write(folder, tuple(ended[digest] if one.digest == digest and one.withdrawn is None else one for one in known))
     return ended[digest]
 
 
-def _write(folder: Path, approvals: tuple[Approval, ...], *, sync: bool = True) -> None:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else reads and writes the file meanwhile."""
     make_folder(folder)
+    with locked(folder / _FILE):
+        yield
+
+
+def _write(folder: Path, approvals: tuple[Approval, ...], *, sync: bool = True) -> None:
     write_json(folder / _FILE, [one.model_dump(mode="json") for one in approvals], private=True, sync=sync)
 
 

@@ -114,6 +114,16 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def demand_own(path: Path, *, readable: bool = False) -> None:
+    """InputError if others than its owner may read this file, or change it where they may read it.
+
+    OSError if there is none.
+    """
+    if path.stat().st_mode & (0o022 if readable else 0o077):
+        does, mode = ("change", "go-w") if readable else ("read", "600")
+        raise InputError(f"{path}: others may {does} this file.", fix=f"chmod {mode} {path}")
+
+
 def sync_folder(folder: Path) -> None:
     """See to it that the names in a folder outlast a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -180,10 +190,13 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; InputError names the file if it cannot be read or is no JSON."""
+def read_json(path: Path, sha256: str | None = None) -> Any:
+    """The content of a JSON file; InputError names the file if it cannot be read, is no JSON, or not of this digest."""
     try:
-        return json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            raise InputError(f"{path}: is another file than it was: its digest is another.")
+        return json.loads(data)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from ssl import SSLContext
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from fedgraft.common.base.errors import InputError
 
@@ -39,6 +41,8 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _CONNECTIONS = 64
 """So many at once: a page that strangers reach takes no more of a machine than that."""
 _LONGEST_BODY = 4096
+_LONGEST_REQUEST = 1 << 16
+"""Bytes of head and body: browsers send some thousand, and http.server would take six million."""
 _log = logging.getLogger("fedgraft.pages")
 
 
@@ -145,8 +149,32 @@ class LocalPages(ThreadingHTTPServer):
             super().finish_request(encrypted, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - http.server gives both
-        """A browser that hangs up is no event."""
+        """A browser that hangs up is no event; a file that cannot be used is one."""
+        if isinstance(error := sys.exception(), InputError):
+            _log.warning("a request was not answered: %s", error)
         _log.debug("a request was not finished", exc_info=True)
+
+
+class _Bounded:
+    """What comes over a connection, up to so many bytes: ConnectionError for whoever sends more."""
+
+    def __init__(self, line: BufferedIOBase, left: int) -> None:
+        self._line, self._left = line, left
+        self.close = line.close
+
+    def readline(self, size: int) -> bytes:
+        """As a file does."""
+        return self._counted(self._line.readline(min(size, self._left + 1)))
+
+    def read(self, size: int) -> bytes:
+        """As a file does."""
+        return self._counted(self._line.read(min(size, self._left + 1)))
+
+    def _counted(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        if self._left < 0:
+            raise ConnectionError("a request is too long")
+        return data
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -157,6 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
+        self.rfile = cast("BufferedIOBase", _Bounded(self.rfile, _LONGEST_REQUEST))
         self.connection.settimeout(self.server.patience_s)
 
     def do_GET(self) -> None:

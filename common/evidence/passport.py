@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fedgraft.common.base.console.printable import in_one_line
 from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.evidence.audit_sheet import NOT_TESTED, verdict
@@ -137,7 +138,7 @@ def passport_in_words(document: Document) -> list[str]:
             lines.append(f"Audit, {row['target']}, {row['attack']}: {verdict(row)}")
     refused = document.content("refusals")
     lines.append(f"Refused: instructions {_pairs(refused['instructions'])}; charges {_pairs(refused['charges'])}")
-    return lines
+    return [in_one_line(line) for line in lines]
 
 
 def releases_in_words(releases: Mapping[str, Any]) -> Iterator[str]:
@@ -145,9 +146,9 @@ def releases_in_words(releases: Mapping[str, Any]) -> Iterator[str]:
     for one in releases["decided"]:
         what = "released" if one["decision"] == "signed" else "NOT released"
         who = _person(one["by"], one["signed"], one["removed"])
-        yield f"Answer {one['digest'][:12]} to exchange {one['exchange']}: {what} by {who}, {one['at']}"
+        yield in_one_line(f"Answer {one['digest'][:12]} to exchange {one['exchange']}: {what} by {who}, {one['at']}")
     for exchange in releases["waiting"]:
-        yield f"The answer to exchange {exchange} waits for a person's decision"
+        yield in_one_line(f"The answer to exchange {exchange} waits for a person's decision")
     if not releases["decided"] and not releases["waiting"]:
         held = releases["policy"] == "hold"
         yield "Released: nothing was held" + (" yet, though policy holds the last that leaves" if held else "")

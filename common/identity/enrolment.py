@@ -76,10 +76,13 @@ def write_enrolment(path: Path, consortium: str, site: str, keys: SiteKeys, code
     write_json(path, whole.model_dump(mode="json"))
 
 
-def read_enrolment(path: Path) -> Enrolment:
-    """An enrolment whose signature is right; InputError otherwise. Its proof is looked at by who knows the code."""
+def read_enrolment(path: Path, sha256: str | None = None) -> Enrolment:
+    """An enrolment whose signature is right; InputError otherwise, or if the file is not of this digest.
+
+    Its proof is looked at by who knows the code.
+    """
     try:
-        found = Enrolment.model_validate(read_json(path))
+        found = Enrolment.model_validate(read_json(path, sha256))
         signature = b64decode(found.signature, validate=True)
         node, masking = found.member.node.encode(), found.member.masking.encode()
         content = found.content()

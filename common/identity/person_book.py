@@ -21,10 +21,13 @@ from fedgraft.common.base.files import canonical_json, is_there, locked, read_js
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe
 from fedgraft.common.identity.persons import (
+    Moment,
     PersonName,
     PublicKey,
     Signed,
     Signer,
+    alike,
+    demand_name,
     fingerprint_of,
     new_person_key,
     open_person_key,
@@ -51,12 +54,12 @@ class Person(Value):
     key: PublicKey
     place: Literal["file", "agent"]
     """Where the key is: in the folder, under a passphrase, or in the person's ssh-agent."""
-    added: str
+    added: Moment
     vouched: Signed | None = None
 
-    def words(self) -> dict[str, Any]:
-        """What the one who adds them signs."""
-        return {"action": "add person", "person": self.name, "key": self.key, "at": self.added}
+    def words(self, first: str) -> dict[str, Any]:
+        """What the one who adds them signs, for the book that begins with the entry of this digest and for no other."""
+        return {"action": "add person", "person": self.name, "key": self.key, "at": self.added, "book": first}
 
 
 class Removal(Value):
@@ -67,7 +70,7 @@ class Removal(Value):
 
     removed: PersonName
     key: PublicKey
-    at: str
+    at: Moment
     book: Digest
     """SHA-256 of all entries before: whoever came in by the person's signature must have been in by then."""
     stands: tuple[Digest, ...]
@@ -103,6 +106,10 @@ class PersonBook:
         gone = {one.key for one in self.removals()}
         return tuple(one for one in self.entries() if isinstance(one, Person) and one.key not in gone)
 
+    def first(self) -> str:
+        """The digest of the first entry, by which those who vouch say which book they mean."""
+        return _seal(self.entries()[:1])
+
     def removals(self) -> tuple[Removal, ...]:
         """Who was removed, in their order. InputError as above."""
         return tuple(one for one in self.entries() if isinstance(one, Removal))
@@ -136,17 +143,20 @@ class PersonBook:
 
     def add_with_passphrase(self, name: str, passphrase: str, voucher: Voucher | None) -> Person:
         """A person with a new key in the folder; `voucher` names who adds them. InputError for a name that is there."""
-        self._demand_new(name)
-        key = new_person_key(self._key_file(name), passphrase)
-        return self._add(name, key.public, "file", voucher)
+        with locked(self.folder / BOOK):
+            self._demand_new(name)
+            key = new_person_key(self._key_file(name), passphrase)
+            return self._add(name, key.public, "file", voucher)
 
     def add_from_agent(self, name: str, public: str, voucher: Voucher | None) -> Person:
         """A person whose key, of this public half, is in ssh-agent, which must sign now. InputError as above."""
-        self._demand_new(name)
+        demand_name(name)
         made = signed_by(name, agent_key(public), {"action": "try"})
         if not made.holds({"action": "try"}):
             raise InputError(f"The key {fingerprint_of(public)} does not sign as its kind says.")
-        return self._add(name, public, "agent", voucher)
+        with locked(self.folder / BOOK):
+            self._demand_new(name)
+            return self._add(name, public, "agent", voucher)
 
     def remove(
         self, name: str, stands: Iterable[str], voucher: Voucher | None, first: Callable[[Removal], None]
@@ -207,25 +217,20 @@ class PersonBook:
         return person
 
     def _demand_new(self, name: str) -> None:
-        try:
-            Person(name=name, key="ssh-ed25519 " + 40 * "A", place="file", added="")
-        except ValidationError:
-            raise InputError(
-                f"{name!a}: is no name: letters, digits, blanks, '.', '-' and \"'\", 64 at most."
-            ) from None
-        if self.named(name) is not None:
-            raise InputError(f"{self.folder}: there is a person called {name} already.")
+        demand_name(name)
+        if like := [one.name for one in self.all() if alike(one.name) == alike(name)]:
+            raise InputError(f"{self.folder}: there is a person called {like[0]} already.")
 
     def _add(self, name: str, public: str, place: Literal["file", "agent"], voucher: Voucher | None) -> Person:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         person = Person(name=name, key=public, place=place, added=at)
-        with locked(self.folder / BOOK):
-            if known := self.all():
-                if voucher is None:
-                    fix = f"One of {', '.join(one.name for one in known)} adds them: --by NAME."
-                    raise InputError(f"{self.folder}: has persons, who vouch for others.", fix=fix)
-                person = person.model_copy(update={"vouched": self.sign(*voucher, person.words())})
-            self._append(person)
+        if known := self.all():
+            if voucher is None:
+                fix = f"One of {', '.join(one.name for one in known)} adds them: --by NAME."
+                raise InputError(f"{self.folder}: has persons, who vouch for others.", fix=fix)
+            words = person.words(self.first())
+            person = person.model_copy(update={"vouched": self.sign(*voucher, words)})
+        self._append(person)
         return person
 
     def _append(self, entry: Entry) -> None:
@@ -266,13 +271,14 @@ def _demand_vouched(entries: Sequence[Entry], path: Path) -> None:
     for number, entry in enumerate(entries):
         name = entry.name if isinstance(entry, Person) else entry.removed
         if isinstance(entry, Person):
-            sound = (
-                not known if entry.vouched is None else _vouches(entry.vouched, entry, known)
-            ) and name not in known
+            words = entry.words(_seal(entries[:1]))
+            sound = (not known if entry.vouched is None else _vouches(entry.vouched, words, known)) and alike(
+                name
+            ) not in map(alike, known)
         else:
             sound = entry.book == _seal(entries[:number]) and (
                 entry.by is None
-                or (known.get(name) == entry.key and entry.by.name != name and _vouches(entry.by, entry, known))
+                or (known.get(name) == entry.key and entry.by.name != name and _vouches(entry.by, entry.words(), known))
             )
         if not sound:
             what = name if isinstance(entry, Person) else f"the removal of {name}"
@@ -287,8 +293,8 @@ def _demand_vouched(entries: Sequence[Entry], path: Path) -> None:
             spent[key] = name
 
 
-def _vouches(signed: Signed, entry: Entry, known: Mapping[str, str]) -> bool:
-    return known.get(signed.name) == signed.key and signed.holds(entry.words())
+def _vouches(signed: Signed, words: Mapping[str, Any], known: Mapping[str, str]) -> bool:
+    return known.get(signed.name) == signed.key and signed.holds(words)
 
 
 def _is_of(entry: Entry, signed: Signed) -> bool:

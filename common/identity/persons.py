@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import secrets
+import unicodedata
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from pydantic import Field
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import canonical_json, read_json, write_json
@@ -36,7 +37,23 @@ SHORTEST = 10
 _TOUCHED = 1
 """The bit by which a token says that somebody was there."""
 
-PersonName = Annotated[str, Field(pattern=r"^[^\W_][\w .'-]{0,63}$")]
+_ALPHABETS = frozenset({"LATIN", "GREEK", "CYRILLIC"})
+"""Those that have letters in common to the eye."""
+
+
+def _demand_plain(name: str) -> str:
+    """ValueError for a name that looks like another one: hidden letters, blanks, two spellings, two alphabets."""
+    alphabets = {unicodedata.name(one, "").partition(" ")[0] for one in name} & _ALPHABETS
+    hidden = any(unicodedata.category(one) == "Cf" for one in name)
+    if hidden or len(alphabets) > 1 or name != unicodedata.normalize("NFKC", " ".join(name.split())):
+        raise ValueError("looks like another name: one alphabet, one blank between words, and no hidden letters")
+    return name
+
+
+PersonName = Annotated[str, Field(pattern=r"^[^\W_][\w .'-]{0,63}$"), AfterValidator(_demand_plain)]
+_NAME: TypeAdapter[str] = TypeAdapter(PersonName)
+Moment = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$")]
+"""When, in UTC, to the second."""
 PublicKey = Annotated[str, Field(pattern=r"^(ssh-ed25519|sk-ssh-ed25519@openssh\.com) [A-Za-z0-9+/=]{40,400}$")]
 
 
@@ -64,6 +81,21 @@ class Signer(Protocol):
 
     def sign(self, data: bytes) -> bytes:
         """The signature of `data` as OpenSSH has it. InputError if the key's owner does not agree."""
+
+
+def demand_name(name: str) -> None:
+    """InputError if this is no name of a person."""
+    try:
+        _NAME.validate_python(name)
+    except ValidationError:
+        raise InputError(
+            f"{name!a}: is no name: letters of one alphabet, digits, single blanks, '.', '-' and \"'\", 64 at most."
+        ) from None
+
+
+def alike(name: str) -> str:
+    """What two names have in common that people, or file systems, take for one."""
+    return name.casefold()
 
 
 class PersonKey:

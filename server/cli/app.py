@@ -24,11 +24,13 @@ LOOPBACK = "127.0.0.1"
 def provision(
     consortium: Annotated[Path, typer.Argument(help="The consortium's YAML file.")],
     out: Out = Path("kits"),
+    by: By = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make authority, server and a kit per site; again with a longer file: kits for the new sites alone."""
     from fedgraft.server.cli import authority_commands as commands
 
-    commands.provision(consortium, out)
+    commands.provision(consortium, out, (by, passphrase_file))
 
 
 @app.command()

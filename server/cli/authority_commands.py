@@ -16,10 +16,12 @@ from fedgraft.server.provisioning.home import ServerHome, expires
 from fedgraft.server.provisioning.provision import Authority
 
 
-def provision(path: Path, out: Path) -> None:
+def provision(path: Path, out: Path, by: ByWhom = NOBODY) -> None:
     """Make authority, server and kits, or what is not there yet of them."""
-    authority = Authority(out)
-    made = authority.provision(read_consortium(path))
+    authority, consortium = Authority(out), read_consortium(path)
+    if authority.begun:
+        authority.actions.record(by, "provision", {"consortium": consortium.model_dump(mode="json")})
+    made = authority.provision(consortium)
     for name, kit in made.kits.items():
         _say_kit(authority, name, kit)
     if made.awaited:
@@ -33,9 +35,11 @@ def provision(path: Path, out: Path) -> None:
 def enrol(paths: Sequence[Path], out: Path, grace_hours: float | None, by: ByWhom = NOBODY) -> None:
     """Take in the keys that sites made."""
     authority = Authority(out)
-    authority.actions.record(by, "enrol", {"files": {path.name: _digest(path) for path in paths}})
+    digests = {str(path): _digest(path) for path in paths}
+    authority.actions.record(by, "enrol", {"files": digests, "grace_hours": grace_hours})
     for path in paths:
-        found = authority.enrol(path, None if grace_hours is None else timedelta(hours=grace_hours))
+        grace = None if grace_hours is None else timedelta(hours=grace_hours)
+        found = authority.enrol(path, grace, digests[str(path)])
         _say_old_keys(authority.home, found.site)
         say(f"{found.site} is enrolled, fingerprint {fingerprint(found.member.node)}")
     say(f"Copy {out / 'server' / 'sites.json'} to the server, and send {out / 'roster.json'} to all sites.")

@@ -166,6 +166,8 @@ def watch(home: Path, run: Path | None, port: int | None, address: str) -> None:
             if page.guard is not None:  # who came in, and who did not, is written down
                 start_logs(ServerHome(home).logs / "page.log", as_json=False)
             _say(f"{page.url} shows the run, until Ctrl-C")
+            if page.guard is None:
+                _say(f"Everybody with an account on this machine can read it: nobody has a login in {home}.")
             page.serve_forever()
 
 

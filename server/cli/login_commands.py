@@ -8,35 +8,39 @@ from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, write_atomic
 from fedgraft.common.identity.author import passphrase_from
+from fedgraft.server.provisioning.actions import NOBODY, ActionLog, ByWhom
 from fedgraft.server.watch.login.login_book import LoginBook
 
 
-def add(home: Path, name: str, password_file: Path | None) -> None:
+def add(home: Path, name: str, password_file: Path | None, by: ByWhom = NOBODY) -> None:
     """Set a password that is asked for twice, or in a file. InputError if the two differ, or others may read it."""
     book = _book(home)
-    if password_file is not None and is_there(password_file) and password_file.stat().st_mode & 0o077:
-        raise InputError(f"{password_file}: others may read this password.", fix=f"chmod 600 {password_file}")
     password = passphrase_from(password_file, f"New password of {name}")()
     if password_file is None and passphrase_from(None, "The same again")() != password:
         raise InputError("The two passwords are not the same.")
+    _record(home, by, name, "password")
     if book.set_password(name, password):
         say(f"{name} may log in to the page. A page that has had no login yet asks for one when it is started anew.")
     else:
         say(f"{name} has another password. Whoever was logged in with the old one is not any more.")
 
 
-def add_program(home: Path, name: str, out: Path) -> None:
+def add_program(home: Path, name: str, out: Path, by: ByWhom = NOBODY) -> None:
     """Write a new token into a file that is not there yet."""
     if is_there(out):
         raise InputError(f"{out}: is there already.", fix="Choose another --out.")
-    token = _book(home).add_program(name)
+    book = _book(home)
+    _record(home, by, name, "token")
+    token = book.add_program(name)
     write_atomic(out, f"{token}\n".encode(), private=True)
     say(f"{name} may read /metrics with the token in {out}: as `Authorization: Bearer TOKEN`.")
 
 
-def remove(home: Path, name: str) -> None:
+def remove(home: Path, name: str, by: ByWhom = NOBODY) -> None:
     """Remove a login or a token."""
-    _book(home).remove(name)
+    book = _book(home)
+    _record(home, by, name, "remove")
+    book.remove(name)
     say(f"{name} is out.")
 
 
@@ -49,6 +53,12 @@ def show(home: Path) -> None:
         say(f"{program.name}: a token for /metrics, {program.at}")
     if not book.persons() and not book.programs():
         say("Nobody: fedgraft server login add NAME")
+
+
+def _record(home: Path, by: ByWhom, name: str, what: str) -> None:
+    """A server writes it down first, and one signs where it has persons; a page may also be of simulations alone."""
+    if is_there(home / "server.json"):
+        ActionLog(home).record(by, "login", {"name": name, "does": what})
 
 
 def _book(home: Path) -> LoginBook:

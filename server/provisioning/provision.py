@@ -7,7 +7,8 @@ own, and sends back the public halves, once for each code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import is_there, make_folder, read_json, write_atomic, write_json
+from fedgraft.common.base.files import is_there, locked, make_folder, read_json, write_atomic, write_json
 from fedgraft.common.identity.codes import new_code
 from fedgraft.common.identity.enrolment import Enrolment, read_enrolment
 from fedgraft.common.identity.keys import (
@@ -72,10 +73,19 @@ class Authority:
         self.home = ServerHome(out / "server")
         self.actions = ActionLog(self._folder)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is an authority already."""
+        return (self._folder / "ca.key").exists()
+
     def provision(self, consortium: Consortium) -> Made:
         """Make what is not there yet: the first call makes all, later ones add sites. Nobody's keys change."""
-        if not (self._folder / "ca.key").exists():
+        if not self.begun:
             self._start(consortium)
+        with self._alone():
+            return self._provision(consortium)
+
+    def _provision(self, consortium: Consortium) -> Made:
         facts = ServerFacts(consortium=consortium.name, server=consortium.server)
         if facts.consortium != self.home.facts().consortium:
             raise InputError(f"{self._out} belongs to another consortium.", fix="Choose another --out.")
@@ -89,12 +99,17 @@ class Authority:
         kits = {name: self._invite(facts, name) for name in awaited if not self.code_file(name).exists()}
         return Made(kits, tuple(awaited))
 
-    def enrol(self, path: Path, grace: timedelta | None = None) -> Enrolment:
+    def enrol(self, path: Path, grace: timedelta | None = None, sha256: str | None = None) -> Enrolment:
         """Take in the public keys that a site made, and with them its code: the next enrolment needs another.
 
         Keys that it had before hold for as long as `grace`, or the consortium, says, so that its work can end first.
+        InputError if the file is not of this digest, which somebody has signed.
         """
-        enrolment = read_enrolment(path)
+        enrolment = read_enrolment(path, sha256)
+        with self._alone():
+            return self._enrol(path, enrolment, grace)
+
+    def _enrol(self, path: Path, enrolment: Enrolment, grace: timedelta | None) -> Enrolment:
         name, members = enrolment.site, self._members()
         if enrolment.consortium != self._consortium().name:
             raise InputError(f"{path}: is for another consortium.", fix="Ask the site to join with its own kit.")
@@ -121,6 +136,10 @@ class Authority:
 
     def revoke(self, name: str) -> None:
         """Shut a site out: from the server within seconds, and from the roster. Its kit and code are deleted."""
+        with self._alone():
+            self._revoke(name)
+
+    def _revoke(self, name: str) -> None:
         members, code = self._members(), self.code_file(name)
         if members.pop(name, None) is None and not code.exists():
             raise InputError(f"There is no site {name} in {self._out}.", fix="See `fedgraft server sites`.")
@@ -147,8 +166,15 @@ class Authority:
         """Give a site a new kit and code. Its keys, if it has any, are good until those come that it makes anew."""
         if name not in self._consortium().sites:
             raise InputError(f"There is no site {name} in {self._out}.", fix="Is it in the consortium file?")
-        self._members()  # a roster that cannot be read goes into no kit
-        return self._invite(self.home.facts(), name)
+        with self._alone():
+            self._members()  # a roster that cannot be read goes into no kit
+            return self._invite(self.home.facts(), name)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else changes who is a member meanwhile: what one has shut out, another would let in again."""
+        with locked(self._folder / "roster"):
+            yield
 
     def code_file(self, name: str) -> Path:
         """Where the code of a site is that it has not used yet."""

@@ -178,7 +178,7 @@ def test_the_guide(people: dict[str, Person]):
     assert [line.action for line in did["server"]] == ["run", "stop", "resume"]
     assert did["server"][1].about == {"runs": [str(coordinator.folder / "runs" / "trial")], "server": False}
     assert [line.action for line in did["authority"]] == ["enrol"] + [
-        word for line in LATER if (word := line.split()[2]) in ("enrol", "revoke", "renew")
+        word for line in LATER if (word := line.split()[2]) in ("provision", "enrol", "revoke", "renew")
     ]
 
 

@@ -48,6 +48,7 @@ class PacsAddress:
                 verify=self._trust(),
                 timeout=_TIMEOUT_S,
                 follow_redirects=False,
+                trust_env=not _is_loopback(url.host),  # a proxy is another machine
                 headers={"Accept-Encoding": "identity"},
             )
         except ValueError:  # of a proxy that the environment names

@@ -21,5 +21,10 @@ def harmless(text: str) -> str:
     return "".join(ascii(one)[1:-1] if one != "\n" and _is_more(one) else one for one in text)
 
 
+def in_one_line(text: str) -> str:
+    """The same of what must not look like several lines: what others wrote may say that it is somebody else's."""
+    return harmless(text).replace("\n", "\\n")
+
+
 def _is_more(one: str) -> bool:
     return unicodedata.category(one) in {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}

@@ -66,11 +66,11 @@ def _fault(claims: dict[str, Any], wanted: WantedToken) -> str:
         wanted.client_id
     ):
         return "the token is for another program"
-    if ends is None or ends <= now - _SKEW_S:
+    if ends is None or not ends > now - _SKEW_S:  # not a number is no time
         return "the token's time is over"
     if made is None or not now - _OLDEST_S <= made <= now + _SKEW_S:
         return "the token was not made just now"
-    if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(), wanted.nonce.encode()):
+    if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(errors="replace"), wanted.nonce.encode()):
         return "the token is of another login"
     return ""
 

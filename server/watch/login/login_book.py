@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, locked, read_json, write_json
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe
-from fedgraft.common.identity.persons import PersonName, stretched
+from fedgraft.common.identity.persons import PersonName, demand_name, stretched
 
 LOGINS = "logins.json"
 SHORTEST, LONGEST = 12, 256
@@ -86,7 +86,7 @@ class LoginBook:
         """Give a person a password, or another one; True if they had none. InputError if it is short, or no name."""
         if not (SHORTEST <= len(password) <= LONGEST and password.isprintable()):
             raise InputError(f"A password has {SHORTEST} to {LONGEST} letters.", fix="Several words make a good one.")
-        _demand_name(name)
+        demand_name(name)
         salt = secrets.token_bytes(16)
         login = Login(name=name, salt=salt.hex(), stretched=stretched(_one_form(password), salt).decode(), at=_now())
         with locked(self.path):
@@ -98,7 +98,7 @@ class LoginBook:
 
     def add_program(self, name: str) -> str:
         """A new token for a program; it is nowhere else. InputError for a name that is there, or no name."""
-        _demand_name(name)
+        demand_name(name)
         token = secrets.token_urlsafe(32)
         made = PageToken(name=name, sha256=_digest(token), at=_now())
         with locked(self.path):
@@ -138,16 +138,8 @@ class LoginBook:
         write_json(self.path, logins.model_dump(mode="json"), private=True)
 
 
-_Name: TypeAdapter[str] = TypeAdapter(PersonName)
 _NOBODY = Login(name="nobody", salt=secrets.token_hex(16), stretched=secrets.token_hex(64), at="")
 """What is compared where there is no login: who guesses names learns nothing by the time that it takes."""
-
-
-def _demand_name(name: str) -> None:
-    try:
-        _Name.validate_python(name)
-    except ValidationError:
-        raise InputError(f"{name!a}: is no name: letters, digits, blanks, '.', '-' and \"'\", 64 at most.") from None
 
 
 def _one_form(password: str) -> str:

@@ -121,6 +121,8 @@ class LoginGuard:
 
     def _at_the_sign_on(self, sign_on: SignOn, request: PageRequest) -> PageReply:
         """Send a browser there, or let in who comes back from there."""
+        if request.path == _SIGN_ON and request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            return _elsewhere("/login")  # a person begins, and no other page for them
         peer = self._peer(request)
         if not self._attempts.signs_on(peer):
             return self._form(HTTPStatus.TOO_MANY_REQUESTS, _TOO_OFTEN)
@@ -136,7 +138,7 @@ class LoginGuard:
         _log.info("%s has signed on from %s", name, peer)
         over = self._set_cookie("", 0, self._begun, "Lax")
         # A page, and no redirect: a browser that was sent here by another page would leave out the new cookie.
-        return PageReply(HTTPStatus.OK, _HTML, _IN, (self._session(name, lambda: True), over))
+        return PageReply(HTTPStatus.OK, _HTML, _IN, (self._session(name, partial(sign_on.holds, name)), over))
 
     def _session(self, name: str, holds: Callable[[], bool]) -> tuple[str, str]:
         return self._set_cookie(self._sessions.begin(name, holds), round(self._sessions.seconds))

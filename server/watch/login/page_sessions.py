@@ -42,9 +42,12 @@ class PageSessions:
         """Whose session it is; None if it is nobody's, is over, or its login holds no more."""
         with self._lock:
             found = self._found.get(_digest(word))
-        if found is None or time.monotonic() >= found.ends:
+        if found is None:
             return None
-        return found.name if found.holds() else None
+        if time.monotonic() < found.ends and found.holds():
+            return found.name
+        self.end(word)  # it is asked for once, however often it comes
+        return None
 
     def end(self, word: str) -> None:
         """The session is over."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import ssl
 from pathlib import Path
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, IPvAnyAddress, ValidationError, field_validator, model_validator
 
 from fedgraft.common.base.errors import InputError, StudyError
-from fedgraft.common.base.files import is_there
+from fedgraft.common.base.files import demand_own, is_there
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe, read_mapping
 
@@ -80,9 +81,14 @@ class PageSettings(Value):
 
 
 def read_page_settings(folder: Path) -> PageSettings:
-    """What the file in this folder says, or nothing if there is none. StudyError lists every fault."""
+    """What the file in this folder says, or nothing if there is none. StudyError lists every fault.
+
+    InputError if others may change it: it says who comes in.
+    """
     if not is_there(path := folder / SETTINGS):
         return PageSettings()
+    with contextlib.suppress(OSError):  # which is told of below
+        demand_own(path, readable=True)
     try:
         return PageSettings.model_validate(read_mapping(path))
     except ValidationError as error:
@@ -116,8 +122,7 @@ def tls_context(folder: Path, tls: PageTls) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        if key.stat().st_mode & 0o077:
-            raise InputError(f"{key}: others may read this key.", fix=f"chmod 600 {key}")
+        demand_own(key)
         # No question on the terminal for a passphrase.
         context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError:

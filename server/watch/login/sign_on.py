@@ -15,11 +15,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import demand_own
 from fedgraft.server.watch.login.id_token import SignOnError, WantedToken, checked_claims
-from fedgraft.server.watch.login.page_settings import SignOnSettings, is_sealed
+from fedgraft.server.watch.login.page_settings import SignOnSettings, is_sealed, read_page_settings
 
 CALLBACK = "/login/callback"
 SECONDS = 600.0
@@ -42,7 +43,7 @@ class SignOn:
     """One service. What it says counts only as an answer to a login that this process began in that browser, once."""
 
     def __init__(self, folder: Path, settings: SignOnSettings) -> None:
-        self._settings = settings
+        self._folder, self._settings = folder, settings
         self._secret = None if settings.client_secret_file is None else _secret(folder / settings.client_secret_file)
         self._begun: dict[bytes, _Begun] = {}
         self._lock = threading.Lock()
@@ -92,9 +93,17 @@ class SignOn:
             raise SignOnError("the service has let nobody in")
         return self._person(self._token(code[0], begun))
 
+    def holds(self, name: str) -> bool:
+        """Whether a person may read the page now, by the file as it is: nobody waits for a new start to be shut out."""
+        try:
+            now = read_page_settings(self._folder).sign_on
+        except InputError:  # it is being written, or says nothing that can be understood
+            return False
+        return now is not None and name in now.persons and name in self._settings.persons
+
     def _person(self, claims: Mapping[str, Any]) -> str:
         name = claims.get(self._settings.claim)
-        if not isinstance(name, str) or name not in self._settings.persons:
+        if not isinstance(name, str) or not self.holds(name):
             raise SignOnError("the person is none of `persons`")
         # An address that nobody has looked at is what somebody typed.
         if self._settings.claim == "email" and claims.get("email_verified") is not True:
@@ -138,8 +147,10 @@ class _NoRedirect(HTTPRedirectHandler):
 
 def _fetched(url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     request = Request(url, body, {"Accept": "application/json", **(headers or {})})
+    # What is not encrypted stays on this machine: a proxy is another one.
+    ways = [ProxyHandler({})] if request.type == "http" else []
     try:
-        with build_opener(_NoRedirect).open(request, timeout=_PATIENCE_S) as answer:
+        with build_opener(_NoRedirect, *ways).open(request, timeout=_PATIENCE_S) as answer:
             said = json.loads(answer.read(_LARGEST))
     except (OSError, ValueError, RecursionError, HTTPException) as error:
         raise SignOnError(f"the service does not answer as it should ({type(error).__name__})") from None
@@ -150,8 +161,7 @@ def _fetched(url: str, body: bytes | None = None, headers: Mapping[str, str] | N
 
 def _secret(path: Path) -> str:
     try:
-        if path.stat().st_mode & 0o077:
-            raise InputError(f"{path}: others may read this secret.", fix=f"chmod 600 {path}")
+        demand_own(path)
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError):
         raise InputError(f"{path}: cannot be read.", fix="It holds the client's secret.") from None

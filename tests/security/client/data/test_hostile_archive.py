@@ -29,6 +29,7 @@ from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.identity.keys import load_certificate, load_node_key
 from fedgraft.server.provisioning.pki import new_authority, server_certificate
 from helpers.archives import MULTIPART, Handler, PlayedArchive, an_object, listing, played, pulled, whole
+from helpers.eavesdropper import eavesdropper
 from helpers.federation import Started
 
 STUDY, OTHER = "1.2.3", "1.2.4"
@@ -557,3 +558,13 @@ def test_an_address_or_a_list_that_is_wrong_is_called_so(archive: PlayedArchive,
     assert (code, "search for studies (status 404). Is the path in --from right" in err) == (1, True)
     code, _, err = command(*words, archive.url, "--worklist", "none.csv")
     assert (code, "there is no none.csv. --worklist names a CSV file." in err) == (2, True)
+
+
+def test_what_comes_from_this_machine_without_encryption_does_not_leave_it(
+    archive: PlayedArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that the environment names would read images and passwords."""
+    monkeypatch.setattr("fedgraft.client.data.pacs.address._TIMEOUT_S", 2)
+    with eavesdropper(monkeypatch) as proxy:
+        assert fetch(archive, tmp_path / "got").is_complete
+        assert not proxy.heard()

@@ -212,3 +212,20 @@ def test_a_person_s_signature_under_another_approval_is_named(
     forged = signed_document(document.head(), parts, key)
     assert approved.signed is not None
     assert passport_faults(forged) == ("part study: the approval is not signed by the person that it names",)
+
+
+def test_a_site_s_words_are_no_line_of_their_own(
+    passport: Path, runs: dict[bool, Path], command: Command, tmp_path: Path
+) -> None:
+    """A site signs what it likes: also a name with a line in it that says that another passport is whole."""
+    lie = "south.json: whole; signed with the key AB:CD, which is the one you gave."
+    document, home = read_document(passport), runs[True] / "sites" / "east"
+    parts = {name: document.content(name) for name in PARTS}
+    parts["study"] |= {"approved": "today", "approved_by": f"Anna\n{lie}", "approval_signed": None}
+    one = {"decision": "signed", "digest": 64 * "0", "exchange": 1, "at": f"now\n{lie}", "removed": None}
+    parts["releases"] |= {"decided": [one | {"by": f"Bo\n{lie}", "signed": None}], "waiting": [f"2\n{lie}"]}
+    key = load_node_key((home / "evidence.key").read_bytes(), "it")
+    written = tmp_path / "east.json"
+    written.write_text(json.dumps(signed_document(document.head(), parts, key).plain()))
+    code, out, _ = command("passport", "verify", written)
+    assert (code, out.count(lie), lie in out.splitlines()) == (0, 4, False)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedgraft.client.governance.approval import Approval, approve, is_approved, read_approvals
+from fedgraft.client.governance.approval import Approval, approve, is_approved, read_approvals, withdraw
 from fedgraft.client.governance.egress import EgressLog
 from fedgraft.client.governance.persons.removing import Removed, finish_removal, remove_person
 from fedgraft.client.governance.records import Records
@@ -18,7 +20,7 @@ from fedgraft.client.governance.settlement import propose_settlement, settle
 from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.identity.author import Author, author
-from fedgraft.common.identity.person_book import PersonBook
+from fedgraft.common.identity.person_book import Person, PersonBook
 from fedgraft.common.identity.persons import TOKEN, open_person_key, signed_by, words_digest
 from fedgraft.common.identity.ssh_wire import string
 from fedgraft.common.protocol.instructions import Code, Greeting
@@ -177,7 +179,7 @@ def test_whoever_was_removed_lets_nobody_in_under_an_earlier_date(site: PlayedSi
     remove(site)
     *before, removal = entries(site)
     eve = PersonBook(tmp_path / "elsewhere").add_with_passphrase("Eve", PHRASE, None)
-    let_in = eve.model_dump(mode="json") | {"vouched": by_bo(site, eve.words())}
+    let_in = eve.model_dump(mode="json") | {"vouched": by_bo(site, eve.words(PersonBook(site.home).first()))}
     for forged in ([*before, let_in, removal], [*before, removal, let_in]):
         write(site, forged)
         with pytest.raises(InputError, match="nobody who was in it has signed"):
@@ -188,7 +190,7 @@ def test_a_name_may_come_back_and_a_key_never(site: PlayedSite) -> None:
     gone = remove(site).removal
     book = PersonBook(site.home)
     back = {"name": "Robert", "key": gone.key, "place": "file", "added": "2026-01-01T00:00:00+00:00"}
-    words = {"action": "add person", "person": "Robert", "key": gone.key, "at": back["added"]}
+    words = Person.model_validate(back).words(book.first())
     write(site, [*entries(site), back | {"vouched": book.sign(*ANNA, words).model_dump(mode="json")}])
     with pytest.raises(InputError, match="the key of Robert is or was the key of Bo Holm"):
         book.all()
@@ -267,3 +269,23 @@ def test_the_log_tells_who_removed_whom(site: PlayedSite) -> None:
     remove(site)
     line = [*EgressLog(site.state).entries()][-1]
     assert (line.kind, line.words["removed"], line.words["by"]["name"]) == ("person_removed", "Bo Holm", "Anna Berg")
+
+
+def test_what_is_withdrawn_while_a_passphrase_is_typed_stays_withdrawn(site: PlayedSite) -> None:
+    """Bo approves another study, and takes their time; Anna ends the one that they had approved."""
+    asked, typed = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        asked.set()
+        assert typed.wait(60)
+        return PHRASE
+
+    with ThreadPoolExecutor(2) as pool:
+        by_bo = Author(BO, PersonBook(site.home), slow, signs=True)
+        approving = pool.submit(approve, site.home, AFTER, "after", by_bo)
+        assert asked.wait(60)
+        withdraw(site.home, BEFORE)
+        typed.set()
+        approving.result(60)
+    assert approved(site, AFTER)
+    assert not approved(site, BEFORE)

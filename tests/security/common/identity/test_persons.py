@@ -9,8 +9,10 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,19 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.identity.person_book import PersonBook
-from fedgraft.common.identity.persons import TOKEN, Signed, fingerprint_of, open_person_key, signed_by, signed_bytes
+from fedgraft.common.identity.person_book import BOOK, PersonBook
+from fedgraft.common.identity.persons import (
+    TOKEN,
+    Signed,
+    fingerprint_of,
+    new_person_key,
+    open_person_key,
+    signed_by,
+    signed_bytes,
+)
 from fedgraft.common.identity.ssh_agent import AgentKey, agent_key, agent_keys
 from fedgraft.common.identity.ssh_wire import string
+from helpers.federation import until
 
 WORDS = {"action": "approve", "study": "0" * 64}
 PHRASE = "correct horse battery"
@@ -43,6 +54,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     running = subprocess.Popen(["ssh-agent", "-D", "-a", str(place)], stdout=subprocess.DEVNULL)
     try:
         monkeypatch.setenv("SSH_AUTH_SOCK", str(place))
+        until(place.exists, 60, "ssh-agent")
         for kind in ("ecdsa", "ed25519"):
             key = tmp_path / kind
             subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "anna@berg", "-f", str(key)], check=True)
@@ -169,3 +181,76 @@ def test_an_agent_that_answers_anything_is_told_of_in_words(tmp_path: Path, monk
         with pytest.raises(InputError, match="answers what cannot be read"):
             AgentKey("ssh-ed25519 AAAA").sign(b"words")
         thread.join()
+
+
+def test_a_signature_for_one_book_lets_nobody_into_another(agent: str, tmp_path: Path) -> None:
+    """One person, with one key, is in the books of two folders."""
+    books = [PersonBook(tmp_path / name) for name in ("server", "authority")]
+    for book in books:
+        book.add_from_agent("Anna Berg", agent, None)
+        time.sleep(1.1)  # an entry tells the second
+    books[0].add_with_passphrase("Bo Holm", PHRASE, ("Anna Berg", lambda: ""))
+    first, bo = (json.loads((book.folder / BOOK).read_text())[-1] for book in reversed(books))
+    (books[1].folder / BOOK).write_text(json.dumps([first, bo]))
+    with pytest.raises(InputError, match="nobody who was in it has signed for Bo Holm"):
+        books[1].all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["\u0410nna Berg", "Ann\u0430 Berg", "Anna\u200d Berg", "Anna  Berg", "Anna Berg ", "anna berg", "\uff21nna Berg"],
+)
+def test_nobody_gets_a_name_that_looks_like_another_s(book: PersonBook, name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is no name|called Anna Berg already"):
+        book.add_with_passphrase(name, PHRASE, ("Anna Berg", lambda: PHRASE))
+    # Nor by hand, with the signature of one who is in the book.
+    path, at = book.folder / BOOK, "2026-01-01T00:00:00+00:00"
+    key = new_person_key(tmp_path / "key", PHRASE).public
+    words = {"action": "add person", "person": name, "key": key, "at": at, "book": book.first()}
+    signed = book.sign("Anna Berg", lambda: PHRASE, words).model_dump(mode="json")
+    entry = {"name": name, "key": key, "place": "file", "added": at, "vouched": signed}
+    path.write_text(json.dumps([*json.loads(path.read_text()), entry]))
+    with pytest.raises(InputError, match=r"is damaged|nobody who was in it"):
+        book.all()
+
+
+def test_two_spellings_of_a_letter_are_one_name(book: PersonBook) -> None:
+    by_anna = ("Anna Berg", lambda: PHRASE)
+    book.add_with_passphrase("Ren\u00e9", PHRASE, by_anna)
+    with pytest.raises(InputError, match="is no name"):
+        book.add_with_passphrase("Rene\u0301", PHRASE, by_anna)
+    for name in ("\u0410\u043d\u043d\u0430", "\u5f20\u4e09", "O'Brien-Smith 2"):
+        book.add_with_passphrase(name, PHRASE, by_anna)
+
+
+def test_of_two_who_add_one_name_one_is_in_with_their_own_key(book: PersonBook) -> None:
+    asked, typed = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        asked.set()
+        assert typed.wait(60)
+        return PHRASE
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(book.add_with_passphrase, "Bo Holm", "the passphrase of one", ("Anna Berg", slow))
+        assert asked.wait(60)
+        second = pool.submit(book.add_with_passphrase, "Bo Holm", "that of another", ("Anna Berg", lambda: PHRASE))
+        wait([second], timeout=2)
+        typed.set()
+        first.result(60)
+        with pytest.raises(InputError):
+            second.result(60)
+    assert book.holds(book.sign("Bo Holm", lambda: "the passphrase of one", WORDS), WORDS)
+
+
+def test_a_date_says_no_more_than_when(book: PersonBook, tmp_path: Path) -> None:
+    """Who is in the book signs for one whose date goes on with a line about somebody else."""
+    key, at = new_person_key(tmp_path / "key", PHRASE).public, "2026-01-01T00:00:00+00:00"
+    at = f"{at}, the first\nAnna Berg: SHA256:AAAA (file), {at}"
+    words = {"action": "add person", "person": "Bo Holm", "key": key, "at": at, "book": book.first()}
+    signed = book.sign("Anna Berg", lambda: PHRASE, words).model_dump(mode="json")
+    entry = {"name": "Bo Holm", "key": key, "place": "file", "added": at, "vouched": signed}
+    path = book.folder / BOOK
+    path.write_text(json.dumps([*json.loads(path.read_text()), entry]))
+    with pytest.raises(InputError, match="is damaged"):
+        book.all()

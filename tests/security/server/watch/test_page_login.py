@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import select
 import signal
@@ -173,12 +174,33 @@ def test_a_session_is_of_one_process_and_of_a_login_that_holds(visitor, home, ru
     assert visitor.ask("GET", "/state", Cookie=other)[0].status == 401
 
 
+def test_a_damaged_file_lets_nobody_in_and_is_told_of(visitor, home, caplog):
+    cookie = visitor.cookie()
+    (home / LOGINS).write_text("{")
+    for ask in (lambda: visitor.ask("GET", "/state", Cookie=cookie), visitor.log_in):
+        caplog.clear()
+        with pytest.raises(OSError):
+            ask()
+        assert f"{LOGINS}: is not valid JSON" in caplog.text
+
+
 def test_a_session_ends(home, run):
     (home / "page.yaml").write_text("session_hours: 0.0001\n")
     with serving(home, run) as page:
         cookie = Visitor(page).cookie()
         time.sleep(0.4)
         assert Visitor(page).ask("GET", "/state", Cookie=cookie)[0].status == 401
+
+
+def test_a_session_that_is_over_costs_no_more_than_none(visitor, home, monkeypatch):
+    """Somebody who was shut out sends what they had, as often as it fits into a request."""
+    cookie = visitor.cookie()
+    LoginBook(home).remove(NAME)
+    read: list[str] = []
+    named = LoginBook.named
+    monkeypatch.setattr(LoginBook, "named", lambda book, name: read.append(name) or named(book, name))
+    assert visitor.ask("GET", "/state", Cookie="; ".join([cookie] * 1000))[0].status == 401
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("origin", ["null", "http://evil.example.org", "http://127.0.0.1:1", "https://{own}", "{own}"])
@@ -257,6 +279,19 @@ def test_who_came_in_and_who_did_not_is_written_down_and_no_password(home, run):
     assert (home / "logs" / "page.log").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
+def test_a_page_without_a_login_says_so(tmp_path, home, run):
+    """Somebody gave persons a login, and then starts the page from another folder."""
+    words = [sys.executable, "-m", "fedgraft", "server", "watch", str(run), "--web", "0"]
+    with Started(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as watching:
+        try:
+            assert watching.stdout is not None
+            told = watching.stdout.readline() + watching.stdout.readline()
+        finally:
+            watching.send_signal(signal.SIGINT)
+    assert b"Everybody with an account on this machine can read it: nobody has a login in kits/server" in told
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0", ""])
 def test_without_a_login_no_page_is_open_to_other_machines(tmp_path, run, home, address):
     with pytest.raises(InputError, match=r"has no login.*fedgraft server login add"):
@@ -324,6 +359,19 @@ def test_who_says_nothing_holds_up_nobody_and_takes_no_more_than_there_is(home, 
                 assert time.monotonic() < ends
 
 
+def test_who_sends_without_end_takes_no_memory(page):
+    """Also while nobody has logged in: a head of six million bytes is kept four times over."""
+    page.patience_s = 600
+    with socket.create_connection(("127.0.0.1", Visitor(page).port), timeout=20) as line:
+        with contextlib.suppress(ConnectionError):
+            line.sendall(f"GET /login HTTP/1.1\r\nHost: 127.0.0.1:{Visitor(page).port}\r\n".encode())
+            for number in range(90):
+                line.sendall(f"X{number}: {'y' * 65_000}\r\n".encode())
+        with contextlib.suppress(ConnectionError):
+            assert line.recv(1) == b"", "hung up on"
+    assert Visitor(page).ask("GET", "/login", X="y" * 30_000)[0].status == 200
+
+
 def test_only_the_proxy_is_answered_and_only_over_tls(home, run):
     (home / "page.yaml").write_text("names: [Watch.example.org]\nbehind_tls_proxy: [127.0.0.9]\n")
     sealed = {"X_Forwarded_Proto": "https"}
@@ -369,6 +417,15 @@ def test_behind_a_proxy_guesses_are_counted_for_whom_the_proxy_saw(home, run):
 def test_a_fault_of_the_page_s_file_is_named(home, run, text, fault):
     (home / "page.yaml").write_text(text)
     with pytest.raises(StudyError, match=fault):
+        Page(Board(ServerHome(home), run), "127.0.0.1", 0)
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o606])
+def test_whoever_may_change_who_comes_in_is_told_of(home, run, mode):
+    """Another account writes its own service, and itself, into the file."""
+    (home / "page.yaml").write_text("session_hours: 1\n")
+    (home / "page.yaml").chmod(mode)
+    with pytest.raises(InputError, match="others may change this file"):
         Page(Board(ServerHome(home), run), "127.0.0.1", 0)
 
 

@@ -19,6 +19,7 @@ from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.watch.board import Board
 from fedgraft.server.watch.web import Page
+from helpers.eavesdropper import eavesdropper
 from helpers.logged_in import Visitor, serving
 from helpers.sign_on_service import CLIENT, PERSON, SECRET, SignOnService, as_jwk, b64, path_of, rsa_key, signed
 from helpers.sign_on_service import sign_on_service as serving_sign_on
@@ -175,8 +176,12 @@ LIES: list[tuple[str, Any, str]] = [
     ("claims", say(exp=NOW - 3600), "time is over"),
     ("claims", say(exp=None), "time is over"),
     ("claims", say(exp="9999999999"), "time is over"),
+    ("claims", say(exp=float("nan")), "time is over"),
     ("claims", say(iat=NOW - 86400), "not made just now"),
+    ("claims", say(iat=NOW + 3600), "not made just now"),
+    ("claims", say(iat=10**400), "not made just now"),
     ("claims", say(nonce="another"), "another login"),
+    ("claims", say(nonce="\ud800"), "another login"),
     ("claims", say(nonce=None), "another login"),
     ("claims", say(email="another@example.org"), "none of `persons`"),
     ("claims", say(email=[PERSON]), "none of `persons`"),
@@ -240,6 +245,35 @@ def test_a_service_that_is_away_lets_nobody_in_and_costs_nobody_else(home, run, 
 def test_too_many_who_begin_are_held_up(visitor):
     told = (visitor.ask("GET", "/login/callback")[0].status for _ in range(500))
     assert next(count for count, status in enumerate(told) if status == 429) >= 20
+
+
+def test_a_proxy_of_the_environment_gets_no_code_and_gives_no_key(visitor, monkeypatch):
+    """What is sent without encryption to this machine itself would cross the network, and keys come back from there."""
+    with eavesdropper(monkeypatch) as proxy:
+        path, cookie = begin(visitor)
+        assert visitor.ask("GET", path, Cookie=cookie)[0].status == 200
+        assert not proxy.heard()
+
+
+def test_who_is_taken_out_of_the_file_is_out_and_does_not_come_in_again(visitor, home, service):
+    path, cookie = begin(visitor)
+    inside = session(visitor.ask("GET", path, Cookie=cookie)[0])
+    late, late_cookie = begin(visitor)
+    for text in ("sign_on: {persons: [", yaml.safe_dump({"sign_on": None})):
+        (home / "page.yaml").write_text(text)
+        refused(visitor, *begin(visitor))
+    write(home, service, persons=["another@example.org"])
+    assert visitor.ask("GET", "/state", Cookie=inside)[0].status == 401
+    refused(visitor, late, late_cookie)
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_another_page_signs_nobody_on(visitor, site):
+    """Whoever is logged in at the service would be let in without having done anything."""
+    answer, _ = visitor.ask("GET", "/login/sign-on", Sec_Fetch_Site=site)
+    assert (answer.getheader("Location"), answer.getheader("Set-Cookie")) == ("/login", None)
+    for own in ("same-origin", "none"):
+        assert visitor.ask("GET", "/login/sign-on", Sec_Fetch_Site=own)[0].getheader("Set-Cookie")
 
 
 def test_faults_of_its_keys_are_named(home, run, service):

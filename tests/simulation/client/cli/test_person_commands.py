@@ -17,10 +17,15 @@ Command = Callable[..., tuple[int, str, str]]
 
 def test_people_are_added_and_who_added_them_is_told(command: Command, tmp_path: Path) -> None:
     home, own, short = tmp_path / "site", tmp_path / "anna", tmp_path / "short"
+    own.touch(0o600)
     own.write_text("correct horse battery\n")
+    short.touch(0o600)
     short.write_text("abc\n")
     add = ("person", "add", "--home", home)
     assert "fewer than 10 letters" in command(*add, "Anna Berg", "--new-passphrase-file", short)[2]
+    own.chmod(0o640)
+    assert "others may read this file" in command(*add, "Anna Berg", "--new-passphrase-file", own)[2]
+    own.chmod(0o600)
     code, out, _ = command(*add, "Anna Berg", "--new-passphrase-file", own)
     assert (code, "Anna Berg is added, with the key SHA256:" in out) == (0, True)
     assert command(*add, "Bo Holm", "--new-passphrase-file", own)[0] == 2
@@ -36,6 +41,7 @@ def test_people_are_added_and_who_added_them_is_told(command: Command, tmp_path:
 @pytest.mark.slow
 def test_people_are_removed_and_what_stays_of_them_is_told(command: Command, tmp_path: Path) -> None:
     home, own = tmp_path / "site", tmp_path / "phrase"
+    own.touch(0o600)
     own.write_text("correct horse battery\n")
     SiteConfig.model_validate({"name": "north", "cohort": {"kind": "table", "root": "t.csv"}}).write(home / "site.json")
     person = ("person", "--home", home)

@@ -79,3 +79,26 @@ def test_a_person_signs_on_at_another_place_and_comes_back(browser, tmp_path, ma
             browser.until("location.pathname === '/' && location.hostname === 'localhost'")
             browser.until(f"(document.getElementById('person') || {{}}).innerText === '{PERSON}'")
             browser.until("document.getElementById('state').innerText === 'running'")
+
+
+def test_another_page_begins_no_sign_on(browser, tmp_path):
+    """Who is logged in at the service would be let in by it without a click."""
+    (tmp_path / "run").mkdir()
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "secret").touch(0o600)
+    (home / "secret").write_text(SECRET)
+    with sign_on_service() as service:
+        about = {"issuer": service.issuer, "client_id": CLIENT, "client_secret_file": "secret", "persons": [PERSON]}
+        (home / "page.yaml").write_text(yaml.safe_dump({"sign_on": about}))
+        with serving(home, tmp_path / "run") as page:
+            own = page.url.replace("127.0.0.1", "localhost")
+            browser.call("Page.navigate", url=f"{service.issuer}/elsewhere")
+            browser.until("location.pathname === '/elsewhere' && document.readyState === 'complete'")
+            browser.evaluate(f"location.href = '{own}login/sign-on'")
+            browser.until("location.hostname === 'localhost' && document.readyState === 'complete'")
+            browser.call("Page.navigate", url=own)
+            browser.until("location.pathname === '/login' && document.readyState === 'complete'")
+            assert service.codes == {}
+            browser.evaluate("document.querySelector('a').click()")
+            browser.until(f"(document.getElementById('person') || {{}}).innerText === '{PERSON}'")
