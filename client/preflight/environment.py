@@ -18,7 +18,7 @@ from fedgraft.client.governance.records import SETTLE, Records
 from fedgraft.client.preflight.report import Findings, counted
 from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.disk import listed
-from fedgraft.common.base.environment import code_digest, environment
+from fedgraft.common.base.environment import code_digest, environment, memory_bytes
 from fedgraft.common.base.files import make_folder
 
 _GB = 1e9
@@ -192,7 +192,7 @@ def _open(path: Path) -> bool:
 
 
 def _memory(found: Findings) -> None:
-    total, free = _memory_bytes()
+    total, free = memory_bytes()
     figures = {"total_gb": round(total / _GB, 1), "free_gb": round(free / _GB, 1)}
     description = f"{free / _GB:.1f} of {total / _GB:.1f} GB free"
     if free < _MEMORY_GB * _GB:
@@ -200,23 +200,6 @@ def _memory(found: Findings) -> None:
         found.fails("memory", f"{description}, {_MEMORY_GB:g} GB needed", fix, **figures)
     else:
         found.fine("memory", description, **figures)
-
-
-def _memory_bytes() -> tuple[float, float]:
-    """Memory in all and free, of the machine or of the container if that has less."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = free = float(page * os.sysconf("SC_PHYS_PAGES"))
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        free = float(lines["MemAvailable"].split()[0]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = float(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-        if limit.isdigit() and int(limit) < total:
-            total = float(limit)
-            free = min(free, total - used)
-    except (OSError, KeyError, ValueError):  # no such thing on this system: the machine's memory counts
-        pass
-    return total, free
 
 
 def _cores(found: Findings, config: SiteConfig) -> None:

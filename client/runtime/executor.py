@@ -20,6 +20,7 @@ from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.runtime.app import app, note
 from fedgraft.client.runtime.link import Link, OverToo, Stopped, Work
 from fedgraft.common.base.errors import ENDS, RunError
+from fedgraft.common.messages.pieces import TooLargeMessage
 from fedgraft.common.protocol import wire
 
 _BUSY_S, _IDLE_S = 0.4, 2.0
@@ -108,7 +109,9 @@ def _read(link: Link, work: Work, context: Context) -> Message:
     """The whole message. If it cannot be had, the server is told, so that it does not wait."""
     try:
         return link.read(work)
-    except ObjectPullError:
+    except (ObjectPullError, TooLargeMessage) as error:
+        if isinstance(error, TooLargeMessage):
+            _log.error("an instruction takes more than a third of this machine's memory, and is left undone")
         link.send(_error(ErrorCode.MESSAGE_UNAVAILABLE, "lost", work.bare, context))
         raise
 

@@ -40,10 +40,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import (
-    pull_and_inflate_object_from_tree,
-    push_objects,
-)
+from flwr.supercore.inflatable.inflatable_utils import push_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -51,6 +48,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.enrolment.server_address import server_of
 from fedgraft.client.runtime.certificate import CertificateWatch, fault_of
+from fedgraft.client.runtime.incoming import Incoming, bound, message_of
 from fedgraft.common.base.errors import ENDS, RunError
 from fedgraft.common.identity.keys import load_bundle, public_pem
 
@@ -120,7 +118,10 @@ class Link:
             load_bundle(server.ca),
             [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())],
         )
-        self._client._client.event_hooks = {"response": [CertificateWatch(self.where)]}
+        wire = self._client._client
+        wire.event_hooks = {"response": [CertificateWatch(self.where), bound]}
+        wire.headers["accept-encoding"] = "identity"
+        wire.follow_redirects = False  # what is for this server is for no other machine that it names
         self._known = False
         """Whether this server was ever spoken with: then what answers in its place for a while is waited out."""
         self._node = Node()
@@ -151,15 +152,23 @@ class Link:
         answer = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
         if not answer.messages_list:
             return None
-        return Work(message_from_proto(answer.messages_list[0]), answer.message_object_trees[0])
+        try:
+            return Work(message_from_proto(answer.messages_list[0]), answer.message_object_trees[0])
+        except ENDS:
+            raise
+        except BaseException:  # whatever the server says, the site goes on
+            _log.error("a message came that cannot be read, and is left undone")
+            return None
 
     def read(self, work: Work) -> Message:
-        """A message with all that belongs to it."""
+        """A message with all that belongs to it. TooLargeMessage; ObjectPullError if it cannot be had."""
         pull = make_pull_object_fn_protobuf(partial(self._call, self._client.PullObject), self._node, work.run)
         confirm = make_confirm_message_received_fn_protobuf(
             partial(self._call, self._client.ConfirmMessageReceived), self._node, work.run
         )
-        message = pull_and_inflate_object_from_tree(work.tree, pull, confirm, return_type=Message)
+        contents = Incoming(pull, partial(self._pause, 0)).gather(work.tree)
+        confirm(work.tree.object_id)
+        message = message_of(work.tree.object_id, contents)
         # A message does not travel with its own number.
         message.metadata.__dict__["_message_id"] = work.tree.object_id
         return message
@@ -225,6 +234,11 @@ class Link:
                     _refused(error, self.where, refused)
             except httpx.TransportError as error:
                 self._explain(error)
+            except ValueError:  # no answer of Flower's: a page of a proxy's, or something far too large
+                refused += 1
+                if refused >= _REFUSED_TIMES:
+                    raise RunError(f"What answers at {self.where} does not speak as Flower does.") from None
+                _log.info("the server's answer cannot be read; trying again")
             self._pause(delay)
             delay = min(2 * delay, _SLOWEST_S)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from fedgraft.common.base.files import PACKAGE
@@ -49,6 +51,23 @@ def code_digest() -> str:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def memory_bytes() -> tuple[float, float]:
+    """Memory in all and free, of the machine or of the container if that has less."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = free = float(page * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        free = float(lines["MemAvailable"].split()[0]) * 1024
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = float(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        if limit.isdigit() and int(limit) < total:
+            total = float(limit)
+            free = min(free, total - used)
+    except (OSError, KeyError, ValueError):  # no such thing on this system: the machine's memory counts
+        pass
+    return total, free
 
 
 def fedgraft_version() -> str:

@@ -34,7 +34,8 @@ FORGOTTEN_S = 600.0
 _MARK = b"\0body "
 """No piece of Flower's begins so."""
 
-_REFERENCE = re.compile(rb"\0body ([0-9a-f]{64}\.[0-9a-f]{32}\.[0-9]{1,10})")
+_NAME = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{32}\.[0-9]{1,10}")
+_REFERENCE = re.compile(rb"\0body (%s)" % _NAME.pattern.encode())
 _PIECE = re.compile(rb"ArrayChunk  ([0-9]{1,10})\0")
 
 
@@ -96,7 +97,8 @@ class Bodies:
     def sweep(self, needed: Callable[[], Collection[bytes]]) -> int:
         """Remove what was written long ago and no reference among the `needed` ones speaks of; how many there were."""
         before, count = time.time() - FORGOTTEN_S, 0
-        old = [path for path in self._folder.glob("*") if _written(path) < before]
+        # What else is in the folder, `lost+found` say, is nobody's business here.
+        old = [path for path in self._folder.glob("*.*.*") if _NAME.fullmatch(path.name) and _written(path) < before]
         kept = {bytes(reference) for reference in needed()} if old else set()
         for path in old:
             if _MARK + path.name.encode() not in kept:

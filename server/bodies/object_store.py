@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
 
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.object_store.object_store import NoObjectInStoreError
 from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.utils import uint64_to_int64
@@ -15,8 +18,16 @@ from fedgraft.server.bodies.bodies import FORGOTTEN_S, Bodies, looks_like_refere
 _TAKE = """UPDATE objects SET content = :reference, is_available = 1
 WHERE object_id = :name AND is_available = 0 RETURNING object_id"""
 
+_LOST = "UPDATE objects SET content = x'', is_available = 0 WHERE object_id = :name AND content = :reference"
+
 _REFERENCE = "SELECT content FROM objects WHERE object_id = :name AND ref_count = 0 AND length(content) < 256"
 _REFERENCES = "SELECT content FROM objects WHERE length(content) BETWEEN 1 AND 255"
+
+_TAKEN = """SELECT 1 FROM message_ins WHERE message_id IN (SELECT value FROM json_each(:names))
+UNION SELECT 1 FROM objects WHERE object_id = :root AND NOT EXISTS (
+    SELECT 1 FROM message_res WHERE message_id = :root AND reply_to_message_id = :answered
+)"""
+_REPLIES = "SELECT message_id FROM message_res WHERE reply_to_message_id = :name"
 
 _OWN = """WITH RECURSIVE above(name) AS (
     SELECT :name UNION SELECT parent_id FROM object_children JOIN above ON child_id = name
@@ -45,6 +56,14 @@ class BodiesObjectStore(SqlObjectStore):
             raise NoObjectInStoreError(f"{object_id}: was not announced")
         self._bodies.discard(object_content)  # somebody else has sent the same piece
 
+    def get(self, object_id: str) -> bytes | None:
+        """As Flower's; a piece whose body is gone is not there, and wanted again of whoever sends it next."""
+        held = super().get(object_id)
+        if not held or not looks_like_reference(held) or self._bodies.holds(object_id, held):
+            return held
+        self.query(_LOST, {"name": object_id, "reference": held})
+        return None
+
     def delete(self, object_id: str) -> None:
         """As Flower's; the body goes when that is certain, so that no row is left without it."""
         with self.session() as session:
@@ -57,6 +76,25 @@ class BodiesObjectStore(SqlObjectStore):
     def is_for(self, object_id: str, node_id: int) -> bool:
         """Whether a piece belongs to a message that was sent to this node."""
         return bool(self.query(_OWN, {"name": object_id, "node": uint64_to_int64(node_id)}))
+
+    def has_same(self, name: str, content: bytes) -> bool:
+        """Whether this content is there under its name already; a second body of it is then forgotten."""
+        held = self.get(name)
+        if not held or content == held:
+            return bool(held)
+        if not looks_like_reference(content) or not self._bodies.holds(name, content):
+            return False
+        self._bodies.discard(content)
+        return True
+
+    def is_taken(self, tree: ObjectTree, answered: str) -> bool:
+        """Whether a name in this reply is that of a message that was sent, or its own that of anything else."""
+        names = json.dumps([piece.object_id for piece in iterate_object_tree(tree)])
+        return bool(self.query(_TAKEN, {"names": names, "root": tree.object_id, "answered": answered}))
+
+    def replies(self, name: str) -> list[str]:
+        """The replies to a message that no run has taken yet."""
+        return [row["message_id"] for row in self.query(_REPLIES, {"name": name})]
 
     def _sweep(self) -> None:
         """Remove now and then what killed processes have left."""

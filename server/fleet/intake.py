@@ -8,43 +8,29 @@ is put together, and each reply comes in a thread of its own.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
-from flwr.app import Array, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import (
-    get_object_body,
-    get_object_head_values_from_object_content,
-    iterate_object_tree,
-)
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    ObjectUnavailableError,
-    inflate_object_from_contents,
-    pull_objects,
-)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
 from fedgraft.common.base.errors import ENDS
+from fedgraft.common.messages.pieces import TooLargeMessage, gathered, is_of, put_together
 from fedgraft.common.protocol.instructions import Arrays, Code
 from fedgraft.server.bodies.bodies import Bodies, is_large_piece
 from fedgraft.server.fleet.bell import Bell
 from fedgraft.server.fleet.transport import Taken
 
 _ROOM = 1 << 30
-_LARGEST_WORDS = 8 << 20
-"""Bytes of all that is no piece of an array."""
-
-_MOST_PIECES = 1 << 14
 _THREADS = 64
 _ASK_ANYWAY_S = 1.0
 """So often Flower is asked in any case: it answers by itself for sites that are gone, for which nothing rings."""
@@ -71,10 +57,6 @@ def send_beside(grid: Grid, bodies: Bodies) -> None:
         return answer
 
     client.PushObject = put_down
-
-
-class _TooLarge(Exception):
-    """More than there is room for."""
 
 
 class WalledIntake:
@@ -124,16 +106,26 @@ class WalledIntake:
         self._over.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def forget(self, numbers: Iterable[str]) -> None:
+        """Have the server forget messages that nobody waits for any more, and what answers them, now or later."""
+        for number in numbers:
+            self._confirm(number)
+
+    def _confirm(self, name: str) -> None:
+        self._client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(message_object_id=name, **self._asked))
+
     def _one(self, name: str, tree: ObjectTree) -> Taken:
-        """The message with this name, out of its pieces."""
+        """The message with this name, out of its pieces, which the server need not keep, whatever became of it."""
+        taken = self._put_together(name, tree)
+        self._confirm(name)
+        return taken
+
+    def _put_together(self, name: str, tree: ObjectTree) -> Taken:
         try:
-            contents = self._pieces([piece.object_id for piece in iterate_object_tree(tree)])
-            self._client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(message_object_id=name, **self._asked))
-            _measure(contents, self._largest)
-            message = inflate_object_from_contents(name, contents)
+            message = put_together(name, gathered(tree, self._pull, self._largest), self._largest)
         except ObjectPullError:
             return Code.UNREACHABLE
-        except _TooLarge:
+        except TooLargeMessage:
             return Code.TOO_LARGE
         except httpx.HTTPError:
             raise  # this is the server's trouble, and no site's
@@ -144,46 +136,18 @@ class WalledIntake:
         whole = isinstance(message, Message) and (message.has_error() or isinstance(message.content, RecordDict))
         return message if whole else Code.GARBAGE  # type: ignore[return-value]  # whole says so
 
-    def _pieces(self, names: list[str]) -> dict[str, bytes]:
-        """What the pieces with these names hold, as they come; a piece that does not come is waited for."""
-        if len(names) > _MOST_PIECES:
-            raise _TooLarge
-        lock, left = threading.Lock(), self._largest
-
-        def pull(name: str) -> bytes:
-            nonlocal left
-            if self._over.is_set():
-                raise ObjectPullError(name, "nobody waits for it any more")
-            answer = self._client.PullObject(PullObjectRequest(object_id=name, **self._asked))
-            if not answer.object_found:
-                raise ObjectPullError(name, "it is not there")
-            if not answer.object_available:
-                raise ObjectUnavailableError(name)
-            held = bytes(answer.object_content)
-            content = held if self._bodies is None else self._bodies.content(held)
-            if content is None:
-                raise ObjectPullError(name, "it is not there any more")
-            with lock:
-                left -= len(content)
-                if left < 0:
-                    raise _TooLarge
-            return content
-
-        return pull_objects(list(dict.fromkeys(names)), pull)
-
-
-def _measure(contents: Mapping[str, bytes], largest: int) -> None:
-    """Add up what putting the pieces together will take; an array may name a piece many times."""
-    words = arrays = 0
-    for content in contents.values():
-        kind, parts, _ = get_object_head_values_from_object_content(content)
-        if kind == "ArrayChunk":
-            continue
-        words += len(content)
-        if words > _LARGEST_WORDS:
-            raise _TooLarge
-        if kind == "Array":
-            places = json.loads(get_object_body(content, Array))["arraychunk_ids"]
-            arrays += sum(len(contents[parts[place]]) for place in places)
-            if arrays > largest:
-                raise _TooLarge
+    def _pull(self, name: str) -> bytes:
+        """What the piece of this name holds; one that has not come yet is asked for again."""
+        if self._over.is_set():
+            raise ObjectPullError(name, "nobody waits for it any more")
+        answer = self._client.PullObject(PullObjectRequest(object_id=name, **self._asked))
+        if not answer.object_found:
+            raise ObjectPullError(name, "it is not there")
+        if not answer.object_available:
+            raise ObjectUnavailableError(name)
+        held = bytes(answer.object_content)
+        content = held if self._bodies is None else self._bodies.content(held)
+        # What comes from a disk is as it was written, or not there.
+        if content is None or (content is not held and not is_of(name, content)):
+            raise ObjectPullError(name, "it is not there any more")
+        return content

@@ -51,6 +51,9 @@ class Intake(Protocol):
     def take(self, numbers: Iterable[str]) -> list[tuple[str, Taken]]:
         """The replies that are there by now to the messages with these numbers, each with the number it answers."""
 
+    def forget(self, numbers: Iterable[str]) -> None:
+        """Nobody waits any more for replies to the messages with these numbers."""
+
     def close(self) -> None:
         """Wait for nothing any more."""
 
@@ -66,6 +69,9 @@ class PlainIntake:
     def take(self, numbers: Iterable[str]) -> list[tuple[str, Taken]]:
         """All replies that there are."""
         return [(reply.metadata.reply_to_message_id, reply) for reply in self._grid.pull_messages(numbers)]
+
+    def forget(self, numbers: Iterable[str]) -> None:
+        """They end with the exchange."""
 
     def close(self) -> None:
         """There is nothing to let go of."""
@@ -98,8 +104,11 @@ def collect(
     of are waited for as long as that says, and the deadline does not run while nobody is.
     """
     intake = intake or PlainIntake(grid)
+    exchange = _Exchange(grid, probe, intake, presence)
     try:
-        yield from _Exchange(grid, probe, intake, presence).run(messages, deadline_s)
+        yield from exchange.run(messages, deadline_s)
+        # A model would stay on the server's disk for each round in which a site was away, or late.
+        intake.forget(exchange.unanswered)
     finally:
         intake.close()
 
@@ -113,6 +122,8 @@ class _Exchange:
         self._intake = intake
         self._presence = presence
         self._waiting: dict[int, _Waiting] = {}
+        self.unanswered: set[str] = set()
+        """Numbers of messages that were sent and had no reply."""
         self._ends: float | None = None
         self._asked: dict[str, int] | None = None
 
@@ -141,6 +152,7 @@ class _Exchange:
         sent = {node: message for node, message in messages.items() if node not in lost}
         for number, (node, message) in zip(self._grid.push_messages(sent.values()), sent.items(), strict=True):
             if number:
+                self.unanswered.add(number)
                 self._waiting[node] = _Waiting(message, {number}, time.monotonic() + _PROBE_S)
             else:
                 lost.append(node)
@@ -166,6 +178,7 @@ class _Exchange:
         asked = self._numbers()
         for number, reply in self._intake.take(asked):
             # A reply's sender is what the sender says: only the message that it answers is certain.
+            self.unanswered.discard(number)
             whose = asked.get(number)
             if whose is None or whose not in self._waiting:
                 continue
@@ -206,11 +219,14 @@ class _Exchange:
                 continue
             if one.lost_at is not None and now > one.lost_at:
                 one.lost_at, one.ask_at = None, now + _PROBE_S
-                one.ids |= set(filter(None, self._grid.push_messages([_again(one.message, node, self._ends)])))
+                again = set(filter(None, self._grid.push_messages([_again(one.message, node, self._ends)])))
+                one.ids |= again
+                self.unanswered |= again
             elif one.lost_at is None and now > one.ask_at:
                 # The question may get lost as well; a site that is at work answers them all when it is done.
                 one.probe = next(iter(self._grid.push_messages([probe(node)])), "") or ""
                 one.ask_at = now + _SELDOM * _PROBE_S
+                self.unanswered |= {one.probe} - {""}
 
 
 def _note(one: _Waiting, reply: Taken) -> None:

@@ -25,7 +25,7 @@ from fedgraft.server.bodies.pieces import PULL_PIECE, PUSH_PIECE, ForgedPiece, f
 from fedgraft.server.fleet.bell import Bells, Waits
 from fedgraft.server.operations.doors import Client, DoorLimits, Doors, listening
 from fedgraft.server.operations.request_auth import KEY, AuthVerdict, RequestAuth
-from fedgraft.server.operations.senders import speaks_for_itself
+from fedgraft.server.operations.senders import PUSH, speaks_for_itself
 
 FLEET = frozenset(
     f"/v1/fleet/{name}"
@@ -46,6 +46,12 @@ FLEET = frozenset(
 
 LARGEST_BYTES = 8 << 20
 """Flower sends arrays in pieces of 5 MiB."""
+
+_LARGEST = {PUSH_PIECE: LARGEST_BYTES, PUSH: 1 << 18}
+"""A reply's pieces are named in some 70 bytes each."""
+
+_LARGEST_WORDS = 1 << 14
+"""Bytes of a request that holds numbers and names alone."""
 
 _BODY_S = 60.0
 _HEAD_S = 20.0
@@ -118,24 +124,37 @@ class Gate:
         path, headers = scope["path"], _single(scope["headers"])
         if scope["method"] != "POST" or headers is None:
             return _bare(400)
-        if not _fits(headers):
+        largest = _LARGEST.get(path, _LARGEST_WORDS)
+        if not _fits(headers, largest):
             return _bare(413)
         verdict = self._guard.judge(headers, client[0])
         if verdict is not AuthVerdict.PASS:
             return _bare(verdict.value)
         self.doors.signed(client, self._guard.name(headers))
-        body = await _read(receive)
+        body = await _read(receive, largest)
         if isinstance(body, int):
             return _bare(body)
         if not speaks_for_itself(path, body):
             self._log.warning("a site speaks in another's name: %s", self._guard.name(headers))
             return _bare(403)
-        return await self._let_in(path, headers, body)
+        return await self._let_in(path, receive, headers, body)
 
-    async def _let_in(self, path: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
+    async def _next(self, waits: Waits[Answer], receive: Receive, headers: dict[bytes, bytes], body: bytes) -> Answer:
+        """The next message for a site, which may wait for it."""
+        leaves = asyncio.ensure_future(receive())
+
+        async def ask() -> Answer:
+            # Flower would take for delivered what nobody is there to have.
+            return _LATER if leaves.done() else await self._pass_on(_ASK, headers, body)
+
+        try:
+            return await waits.ask(self._guard.name(headers), (headers[KEY], body), ask, _is_empty)
+        finally:
+            leaves.cancel()
+
+    async def _let_in(self, path: str, receive: Receive, headers: dict[bytes, bytes], body: bytes) -> Answer:
         if self._waits is not None and path == _ASK:
-            question, name = (headers[KEY], body), self._guard.name(headers)
-            return await self._waits.ask(name, question, lambda: self._pass_on(path, headers, body), _is_empty)
+            return await self._next(self._waits, receive, headers, body)
         if self._bodies is None or path not in (PUSH_PIECE, PULL_PIECE):
             return await self._pass_on(path, headers, body)
         try:
@@ -144,7 +163,7 @@ class Gate:
             self._log.warning("a site sends what no site may: %s", self._guard.name(headers))
             return _bare(403)
         except OSError as error:
-            self._log.error("a piece could not be kept: %s", error.strerror)
+            self._log.error("a piece could not be written or read: %s", error.strerror)
             return _LATER
 
     async def _piece(self, bodies: Bodies, path: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
@@ -161,6 +180,8 @@ class Gate:
         return status, kept, answer
 
     async def _pass_on(self, path: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
+        if not self._guard.name(headers):  # shut out while it waited, or while its request came
+            return _bare(401)
         passed = [(key, value) for key, value in headers.items() if key in _PASSED_ON or key.startswith(_PREFIX)]
         try:
             answer = await self._client.post(path, content=body, headers=passed)
@@ -192,12 +213,12 @@ def _single(raw: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:
     return headers if len(headers) == len(raw) else None
 
 
-def _fits(headers: dict[bytes, bytes]) -> bool:
+def _fits(headers: dict[bytes, bytes], largest: int) -> bool:
     length = headers.get(b"content-length", b"0")
-    return length.isdigit() and int(length) <= LARGEST_BYTES
+    return length.isdigit() and int(length) <= largest
 
 
-async def _read(receive: Receive) -> bytes | int:
+async def _read(receive: Receive, largest: int) -> bytes | int:
     """The body, or the status that says why there is none."""
     parts, size = [], 0
     with contextlib.suppress(TimeoutError):
@@ -208,7 +229,7 @@ async def _read(receive: Receive) -> bytes | int:
                     return 400
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
-                if size > LARGEST_BYTES:
+                if size > largest:
                     return 413
                 if not message.get("more_body", False):
                     return b"".join(parts)

@@ -47,8 +47,10 @@ def _own(said: Metadata, tree: ObjectTree, node: int) -> bool:
 
 def _pieces(tree: ObjectTree) -> int:
     """How many pieces there are, those that are named twice counted twice."""
-    waiting, count = [tree], 0
-    while waiting and count <= MOST_PIECES:
-        waiting.extend(waiting.pop().children)
-        count += 1
+    waiting, count = [tree], 1
+    while waiting:
+        count += len(children := waiting.pop().children)
+        if count > MOST_PIECES:  # before anything is made of them
+            break
+        waiting.extend(children)
     return count

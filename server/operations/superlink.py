@@ -3,6 +3,7 @@
 Flower 1.41 passes a body through four layers of middleware piece by piece, as TLS gives it out: with models of 45 MB
 that is a large part of a SuperLink's work. A message is forgotten when the node that it is for has it, and its pieces
 are given to that node alone: Flower takes anybody's word for the one, and gives a piece to whoever knows its name.
+What a run has no use for any more goes at once, and not when the run ends.
 Large pieces are files, to which Flower has references. Run as a module, with the options of `flower-superlink`.
 """
 
@@ -17,12 +18,17 @@ from typing import ParamSpec, TypeVar
 
 import flwr.superlink.main as superlink
 from fastapi import FastAPI
+from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ConfirmMessageReceivedResponse,
     PullObjectRequest,
     PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
 )
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
+from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.object_store import ObjectStore, object_store_factory
 from flwr.supercore.utils import int64_to_uint64
@@ -92,6 +98,57 @@ def pull(request: PullObjectRequest, state: LinkState) -> PullObjectResponse:
     return _flowers_pull(request=request, state=state)
 
 
+def push(request: PushMessagesRequest, state: LinkState) -> PushMessagesResponse:
+    """Take a reply, unless it or one of its pieces has the name of a message.
+
+    Its node would be given whatever it hangs on the name of a message that was sent to it, and would break off a reply
+    of another, or have a message forgotten, by their names.
+    """
+    store = state.object_store
+    if isinstance(store, BodiesObjectStore):
+        for message, tree in zip(request.messages_list, request.message_object_trees, strict=True):
+            if store.is_taken(tree, message.metadata.reply_to_message_id):
+                return PushMessagesResponse()
+    return _flowers_push(request=request, state=state)
+
+
+def push_piece(request: PushObjectRequest, state: LinkState) -> PushObjectResponse:
+    """Take a piece from a site."""
+    return _or_there(request, state, _flowers_push_piece(request=request, state=state))
+
+
+def send_piece(request: PushObjectRequest, state: LinkState, task: Task) -> PushObjectResponse:
+    """Take a piece from a run."""
+    return _or_there(request, state, _flowers_send_piece(request=request, state=state, task=task))
+
+
+def _or_there(request: PushObjectRequest, state: LinkState, given: PushObjectResponse) -> PushObjectResponse:
+    """A piece that is there is there: whoever sends it again did not hear the first answer."""
+    store = state.object_store
+    if given.stored or not isinstance(store, BodiesObjectStore):
+        return given
+    return PushObjectResponse(stored=store.has_same(request.object_id, request.object_content))
+
+
+def forget(request: ConfirmMessageReceivedRequest, state: LinkState, task: Task) -> ConfirmMessageReceivedResponse:
+    """Forget a reply that a run has; of a message that it has sent itself, also what answers it, now or later."""
+    store, number = state.object_store, request.message_object_id
+    if isinstance(store, BodiesObjectStore):
+        for reply in store.replies(number):
+            store.delete(reply)
+        state.delete_messages({number})
+    return _flowers_forget(request=request, state=state, task=task)
+
+
+def give_replies(request: PullAppMessagesRequest, state: LinkState, task: Task) -> PullAppMessagesResponse:
+    """Give a run the replies that there are; what they answer is forgotten, whatever its node says of it."""
+    given, store = _flowers_give_replies(request=request, state=state, task=task), state.object_store
+    for number in {one.metadata.reply_to_message_id for one in given.messages_list}:
+        if number in store:
+            store.delete(number)
+    return given
+
+
 def _create(
     config: SuperLinkLifespanConfig | None = None, superlink_lifespan_class: type[SuperLinkLifespan] | None = None
 ) -> FastAPI:
@@ -117,14 +174,23 @@ def rings(handler: Callable[_Asked, _Given], bell: Bell) -> Callable[_Asked, _Gi
 _flowers = superlink.create_app
 _flowers_confirm = fleet_handlers.confirm_message_received
 _flowers_pull = fleet_handlers.pull_object
+_flowers_push = fleet_handlers.push_messages
+_flowers_give_replies = runtime_handlers.pull_messages
+_flowers_push_piece = fleet_handlers.push_object
+_flowers_send_piece = runtime_handlers.push_object
+_flowers_forget = runtime_handlers.confirm_message_received
 
 if __name__ == "__main__":
     superlink.create_app = _create
     fleet_handlers.confirm_message_received = confirm
     fleet_handlers.pull_object = pull
+    fleet_handlers.push_object = push_piece
+    runtime_handlers.push_object = send_piece
     if (bodies := Bodies.of_environment()) is not None:
         object_store_factory.SqlObjectStore = partial(BodiesObjectStore, bodies)  # type: ignore
     bells = Bells(Path(os.environ["FLWR_HOME"]))
     runtime_handlers.push_messages = rings(runtime_handlers.push_messages, bells.down)
-    fleet_handlers.push_messages = rings(fleet_handlers.push_messages, bells.up)
+    fleet_handlers.push_messages = rings(push, bells.up)
+    runtime_handlers.confirm_message_received = forget
+    runtime_handlers.pull_messages = give_replies
     flower_superlink()

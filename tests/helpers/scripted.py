@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -19,6 +20,9 @@ class Scripted:
 
     def __init__(self, home: ServerHome, port: int) -> None:
         self.statuses: dict[str, list[int]] = {}
+        self.answers: dict[str, Callable[[bytes], bytes]] = {}
+        """By path what makes other answers than those of a server that has nothing to say."""
+        self.headers: list[tuple[bytes, bytes]] = []
         self.asked: list[str] = []
         self.bodies: list[tuple[str, bytes]] = []
         files = {"ssl_certfile": str(home.gate[0]), "ssl_keyfile": str(home.gate[1])}
@@ -45,7 +49,9 @@ class Scripted:
             PUSH: PushMessagesResponse(session_id="s"),
         }.get(path)
         content = answer.SerializeToString() if answer is not None else b""
-        headers = [(b"content-type", b"application/x-protobuf")]
+        if path in self.answers:
+            content = await asyncio.to_thread(self.answers[path], body)
+        headers = [(b"content-type", b"application/x-protobuf"), *self.headers]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 

@@ -23,6 +23,7 @@ from helpers.raw_site import piece
 
 NAME, CONTENT = piece("ArrayChunk", [], bytes(SMALL_BYTES))
 OTHER, OTHER_CONTENT = piece("ArrayChunk", [], b"1" * SMALL_BYTES)
+OTHER_MESSAGE, _ = piece("Message", [NAME], b"other words")
 MESSAGE, MESSAGE_CONTENT = piece("Message", [NAME], b"words")
 
 
@@ -140,6 +141,30 @@ def test_what_a_killed_process_left_is_swept_and_nothing_that_is_new_or_needed(s
     store._swept -= 2 * FORGOTTEN_S
     store.put(MESSAGE, MESSAGE_CONTENT)
     assert [bodies.content(one) is not None for one in (needed, left, new)] == [True, False, True]
+
+
+def test_what_is_not_of_the_server_s_own_making_is_left_alone_and_stops_no_piece(store, bodies):
+    """A folder on a disk of its own has a `lost+found`; one that leads elsewhere may hold anything."""
+    store.put(NAME, bodies.keep(NAME, CONTENT))
+    (bodies._folder / "lost+found").mkdir()
+    for name in ("notes.v1.txt", f"{NAME}.{'0' * 32}.x"):
+        (bodies._folder / name).write_bytes(b"somebody's")
+    for path in files(bodies):
+        os.utime(path, (0, path.stat().st_mtime - FORGOTTEN_S - 60))
+    store._swept -= 2 * FORGOTTEN_S
+    store.put(MESSAGE, MESSAGE_CONTENT)
+    assert len(files(bodies)) == 4
+
+
+def test_a_body_that_is_gone_is_wanted_again_with_the_next_message_that_has_it(store, bodies):
+    """What the power took with it must not be missing in every later round."""
+    store.put(NAME, bodies.keep(NAME, CONTENT))
+    files(bodies)[0].write_bytes(CONTENT[:-1])
+    assert store.get(NAME) is None
+    other = ObjectTree(object_id=OTHER_MESSAGE, children=[ObjectTree(object_id=NAME)])
+    assert NAME in store.preregister(1, other)
+    store.put(NAME, bodies.keep(NAME, CONTENT))
+    assert bodies.content(store.get(NAME)) == CONTENT
 
 
 @pytest.fixture(scope="module")

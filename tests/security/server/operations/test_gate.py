@@ -25,7 +25,7 @@ from fedgraft.server.operations.gate import (
     gate_server,
 )
 from fedgraft.server.operations.request_auth import Bucket, RequestAuth
-from fedgraft.server.operations.senders import MOST_PIECES, PUSH
+from fedgraft.server.operations.senders import MOST_PIECES, PUSH, speaks_for_itself
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.provisioning.provision import Authority
@@ -131,13 +131,32 @@ def test_a_header_that_is_there_twice_is_refused(gated, key):
 
 
 def test_bodies_have_a_size_declared_or_not(gated, key):
-    largest = bytes(LARGEST_BYTES)
-    assert gated.client.post(PULL, content=largest, headers=signed(key)).status_code == 200
-    assert raw(gated, f"POST {PULL} HTTP/1.1", signed(key) | {"Content-Length": str(LARGEST_BYTES + 1)}) == 413
-    assert raw(gated, f"POST {PULL} HTTP/1.1", signed(key) | {"Content-Length": "-1"}) == 400
+    piece = "/v1/fleet/push-object"
+    assert gated.client.post(piece, content=bytes(LARGEST_BYTES), headers=signed(key)).status_code == 200
+    assert raw(gated, f"POST {piece} HTTP/1.1", signed(key) | {"Content-Length": str(LARGEST_BYTES + 1)}) == 413
+    assert raw(gated, f"POST {piece} HTTP/1.1", signed(key) | {"Content-Length": "-1"}) == 400
     pieces = (bytes(1 << 20) for _ in range(9))
-    assert gated.client.post(PULL, content=pieces, headers=signed(key)).status_code == 413
+    assert gated.client.post(piece, content=pieces, headers=signed(key)).status_code == 413
     assert len(gated.recorder.seen) == 1
+
+
+@pytest.mark.parametrize("path", sorted(FLEET - {"/v1/fleet/push-object"}))
+def test_only_what_brings_pieces_may_be_large(gated, key, path):
+    """A request of 8 MiB can hold four million parts, and took half a minute and a gigabyte to read."""
+    assert gated.client.post(path, content=bytes(1 << 19), headers=signed(key)).status_code == 413
+    assert gated.recorder.seen == []
+
+
+def test_no_more_is_made_of_a_reply_s_pieces_than_there_may_be():
+    reply = Metadata(message_id="m", src_node_id=7, dst_node_id=SUPERLINK_NODE_ID, reply_to_message_id="asked")
+    for count, fits in ((MOST_PIECES - 1, True), (MOST_PIECES, False)):
+        tree = ObjectTree(object_id="m", children=[ObjectTree(object_id="c" * 64)] * count)
+        pushed = PushMessagesRequest(
+            node=Node(node_id=7), messages_list=[ProtoMessage(metadata=reply)], message_object_trees=[tree]
+        )
+        body = pushed.SerializeToString()
+        assert len(body) < 1 << 18
+        assert speaks_for_itself(PUSH, body) is fits
 
 
 def test_a_head_without_end_is_refused(gated, key):

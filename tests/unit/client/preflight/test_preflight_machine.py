@@ -116,7 +116,7 @@ def test_a_file_that_a_site_at_work_replaces_is_not_open(hospital: Hospital, mon
 
 
 def test_too_little_memory_fails(hospital: Hospital, monkeypatch) -> None:
-    monkeypatch.setattr(environment, "_memory_bytes", lambda: (8e9, 1.5e9))
+    monkeypatch.setattr(environment, "memory_bytes", lambda: (8e9, 1.5e9))
     line = hospital.lines("environment")["memory"]
     assert (line.level, line.description) == (Level.FAILS, "1.5 of 8.0 GB free, 2 GB needed")
 
