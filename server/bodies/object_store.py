@@ -27,6 +27,7 @@ _TAKEN = """SELECT 1 FROM message_ins WHERE message_id IN (SELECT value FROM jso
 UNION SELECT 1 FROM objects WHERE object_id = :root AND NOT EXISTS (
     SELECT 1 FROM message_res WHERE message_id = :root AND reply_to_message_id = :answered
 )"""
+_MESSAGE = "SELECT 1 FROM message_ins WHERE message_id = :name"
 _REPLIES = "SELECT message_id FROM message_res WHERE reply_to_message_id = :name"
 
 _OWN = """WITH RECURSIVE above(name) AS (
@@ -91,6 +92,10 @@ class BodiesObjectStore(SqlObjectStore):
         """Whether a name in this reply is that of a message that was sent, or its own that of anything else."""
         names = json.dumps([piece.object_id for piece in iterate_object_tree(tree)])
         return bool(self.query(_TAKEN, {"names": names, "root": tree.object_id, "answered": answered}))
+
+    def is_message(self, name: str) -> bool:
+        """Whether this is a message that was sent, and no run has a reply to it."""
+        return bool(self.query(_MESSAGE, {"name": name}))
 
     def replies(self, name: str) -> list[str]:
         """The replies to a message that no run has taken yet."""

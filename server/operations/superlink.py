@@ -133,7 +133,7 @@ def _or_there(request: PushObjectRequest, state: LinkState, given: PushObjectRes
 def forget(request: ConfirmMessageReceivedRequest, state: LinkState, task: Task) -> ConfirmMessageReceivedResponse:
     """Forget a reply that a run has; of a message that it has sent itself, also what answers it, now or later."""
     store, number = state.object_store, request.message_object_id
-    if isinstance(store, BodiesObjectStore):
+    if isinstance(store, BodiesObjectStore) and store.is_message(number):
         for reply in store.replies(number):
             store.delete(reply)
         state.delete_messages({number})
