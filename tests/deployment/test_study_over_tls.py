@@ -56,8 +56,8 @@ def test_stages_of_all_kinds_are_those_of_the_simulation(federation, three, make
 
 def test_clusters_are_those_of_the_simulation(federation, three, make_study, tmp_path):
     """Made from the sums that the sites send; then each site chooses by loss, and is measured with its own alone."""
-    asked = {"method": METHOD | {"name": "graft"}, "clusters": {"by": "loss", "stage": "probe", "count": 2}}
-    study = make_study(**asked, name="clusters")
+    method = METHOD | {"name": "graft", "local": METHOD["local"] | {"lr": 0.0003}}
+    study = make_study(method=method, clusters={"by": "loss", "stage": "probe", "count": 2}, name="clusters")
     for name in SITES:
         approve(federation.site(name), study.digest)
     federation.run(study, "clusters")
