@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from operator import is_
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -203,11 +204,25 @@ Answer = Update | MaskedUpdate | Refusal
 """What a site may reply to an instruction."""
 
 
-class Digests:
-    """Digests of arrays, remembered by the memory they lie in: an array that stays is not hashed again."""
+class Interned:
+    """One array for each piece of memory: what sites of a process got of one message is the same object to all of them.
+
+    So it is a question of identity whether an entry stays as it was, which every visit asks of hundreds of them.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int, str], tuple[np.ndarray, bytes]] = {}
+        self._known: WeakValueDictionary[tuple[object, ...], np.ndarray] = WeakValueDictionary()
+
+    def of(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """The same values under the same names; nobody may write to them as long as any of them lives."""
+        return {key: self._known.setdefault(_place(array), array) for key, array in arrays.items()}
+
+
+class Digests:
+    """Digests of arrays, remembered by the array: one that stays is not hashed again."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[np.ndarray, bytes]] = {}
 
     def of(self, arrays: Arrays) -> str:
         """Digest over names and contents of `arrays`; "" for none."""
@@ -218,15 +233,15 @@ class Digests:
 
     def keep_only(self, arrays: Iterable[np.ndarray]) -> None:
         """Forget all but `arrays`, so that the memory of others can go."""
-        wanted = {place(array) for array in arrays}
-        self._known = {key: value for key, value in self._known.items() if key in wanted}
+        wanted = set(map(id, arrays))
+        if not self._known.keys() <= wanted:
+            self._known = {key: value for key, value in self._known.items() if key in wanted}
 
     def _one(self, array: np.ndarray) -> bytes:
-        where = place(array)
-        if where not in self._known:
-            # Holding the array keeps its address from being used again.
-            self._known[where] = (array, digest_arrays({"": array}).encode())
-        return self._known[where][1]
+        if id(array) not in self._known:
+            # Holding the array keeps its number from being used again.
+            self._known[id(array)] = (array, digest_arrays({"": array}).encode())
+        return self._known[id(array)][1]
 
 
 class LastDigest:
@@ -260,9 +275,7 @@ def type_name(array: np.ndarray) -> str:
     return _name(array.dtype)
 
 
-Place = tuple[int, int, str]
-
-
-def place(array: np.ndarray) -> Place:
-    """Where in memory an array lies, how long and of what type: equal places hold equal values while both live."""
-    return array.__array_interface__["data"][0], array.nbytes, array.dtype.str
+def _place(array: np.ndarray) -> tuple[object, ...]:
+    """Where in memory an array lies, and how it is read: equal places hold equal values while both live."""
+    about = array.__array_interface__
+    return about["data"][0], about["typestr"], about["shape"], about["strides"]

@@ -20,9 +20,7 @@ from fedgraft.common.protocol.instructions import (
     Greeting,
     Hello,
     Instruction,
-    Place,
     Refusal,
-    place,
 )
 from fedgraft.server.fleet.presence import Presence
 from fedgraft.server.fleet.transport import Intake, Taken, collect
@@ -168,10 +166,10 @@ class GridFleet:
 
     def exchange(self, instructions: Mapping[str, Instruction], deadline_s: float | None) -> Iterator[Reply]:
         """Send the instructions; tensors that several sites lack are packed once."""
-        packed: dict[tuple[tuple[str, Place], ...], ArrayRecord] = {}
+        packed: dict[tuple[tuple[str, int], ...], ArrayRecord] = {}
         messages, sizes, names = {}, {}, {}
         for site, instruction in instructions.items():
-            lacking = tuple((key, place(array)) for key, array in instruction.tensors.items())
+            lacking = tuple((key, id(array)) for key, array in instruction.tensors.items())
             if lacking not in packed:
                 packed[lacking] = wire.pack_tensors(instruction.tensors, views=self._views)
             records = wire.pack_instruction(instruction, packed[lacking])

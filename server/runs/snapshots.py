@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgraft.common.base.files import load_tensors, save_tensors
-from fedgraft.common.protocol.instructions import Arrays, place
+from fedgraft.common.protocol.instructions import Arrays
 
 _MOST = 0.5
 """If more than this share of the bytes has changed since all were written, all are written again."""
@@ -28,7 +28,7 @@ class Snapshots:
 
     def write(self, name: str, arrays: Arrays) -> dict[str, str]:
         """Put `arrays` on disk; the files that hold them with their SHA-256, in the order in which to read them."""
-        new = {key: array for key, array in arrays.items() if not self._has(key, array)}
+        new = {key: array for key, array in arrays.items() if self._whole.get(key) is not array}
         changed, total = (sum(array.nbytes for array in some.values()) for some in (new, arrays))
         if not self._name or self._whole.keys() - arrays.keys() or changed > _MOST * total:
             self._digest = save_tensors(self._folder / name, arrays)
@@ -50,8 +50,3 @@ class Snapshots:
         for old in self._folder.glob("*.safetensors"):
             if old.name not in names:
                 old.unlink()
-
-    def _has(self, key: str, array: np.ndarray) -> bool:
-        """Whether this very array is in the whole file."""
-        held = self._whole.get(key)
-        return held is not None and held.shape == array.shape and place(held) == place(array)

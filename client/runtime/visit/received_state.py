@@ -11,7 +11,6 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.methods.memory.carried import down_shapes
 from fedgraft.common.protocol.choosing import chosen, side_by_side
 from fedgraft.common.protocol.instructions import (
-    Arrays,
     Code,
     Instruction,
     LastDigest,
@@ -52,12 +51,15 @@ class ReceivedState:
         for key, array in instruction.tensors.items():
             if (forms.get(key) or came_forms.get(key)) != (array.shape, type_name(array)):
                 raise Refused(Code.BAD_TENSORS)
-        needed = set(forms) | (set(came_forms) if instruction.work else set())
-        known: Arrays = self._models | self.came
-        held = {key: array for key, array in known.items() if key in needed and key not in instruction.tensors}
-        if set(held) | (set(instruction.tensors) & needed) != needed or self._held_digest.of(held) != instruction.held:
+        needed = forms.keys() | (came_forms.keys() if instruction.work else set())
+        held = self._models | self.came
+        for key in instruction.tensors.keys() | (held.keys() - needed):
+            held.pop(key, None)
+        if held.keys() | (instruction.tensors.keys() & needed) != needed:
             raise Refused(Code.MISSING_TENSORS)
-        now = held | dict(instruction.tensors)
+        if self._held_digest.of(held) != instruction.held:
+            raise Refused(Code.MISSING_TENSORS)
+        now = held | self._local_model.interned.of(instruction.tensors)
         self._models = {key: now[key] for key in forms}
         self.came = {key: now[key] for key in came_forms if key in now}
         if not choice:

@@ -11,7 +11,7 @@ import torch
 from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.models.initialise import make_model, make_teacher
 from fedgraft.common.models.model import TransferModel, state_arrays
-from fedgraft.common.protocol.instructions import Arrays, Digests, Place, place
+from fedgraft.common.protocol.instructions import Arrays, Digests, Interned
 from fedgraft.common.protocol.routing import Shapes, forms_of
 from fedgraft.common.study.model_spec import Teacher
 from fedgraft.common.study.plan import Stage, Tag
@@ -65,13 +65,14 @@ class LocalModel:
         self.tags: Mapping[str, Tag] = self.model.tags()
         self.parameters = dict(self.model.named_parameters())
         self.digests = Digests()
+        self.interned = Interned()
         self._live = {key: value.detach() for key, value in self.model.state_dict(keep_vars=True).items()}
         # On the CPU the entries as arrays over the same memory: NumPy moves small ones faster than torch does.
         self._memory = {key: value.numpy() for key, value in self._live.items()} if device.type == "cpu" else {}
         self.forms: Shapes = {
             key: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for key, v in self._live.items()
         }
-        self._loaded: dict[str, tuple[np.ndarray, Place]] = {}
+        self._loaded: dict[str, np.ndarray] = {}
         self._study = study
         self._teachers: dict[Teacher, TransferModel] = {}
 
@@ -97,14 +98,14 @@ class LocalModel:
 
     def load(self, arrays: Arrays) -> None:
         """Put `arrays` (all entries of the model, right shapes) into the model."""
-        for key, array in arrays.items():
-            if self._lies_here(key, array):
-                continue
+        loaded = self._loaded.get
+        for key in [key for key, array in arrays.items() if loaded(key) is not array]:
+            array = arrays[key]
             if self._memory:
                 np.copyto(self._memory[key], array)
             else:
                 self._live[key].copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
-            self._loaded[key] = array, place(array)
+            self._loaded[key] = array
 
     def begin(self, arrays: Arrays, changes: Iterable[str]) -> None:
         """Put `arrays` into the model for work that changes the entries `changes`."""
@@ -128,11 +129,3 @@ class LocalModel:
         """Say that the model's entries `keys` no longer hold what was loaded."""
         for key in keys:
             self._loaded.pop(key, None)
-
-    def _lies_here(self, key: str, array: np.ndarray) -> bool:
-        loaded = self._loaded.get(key)
-        if loaded is None or loaded[0] is array:
-            return loaded is not None
-        if found := loaded[1] == place(array):  # as another site of this process has it
-            self._loaded[key] = array, loaded[1]
-        return found
