@@ -142,7 +142,8 @@ class Site:
         step = step_at(self._study, instruction.exchange)
         chooses = step is not None and bool(choices(self._study, step, tags))
         also = "; which model the site took, which these tell of anyway" if chooses else ""
-        return self._guard.grounds(stage, tags) + also
+        plain = stage is not None and self._place.routing(stage).plain
+        return self._guard.grounds(stage, plain=plain) + also
 
     def _visit(self, instruction: Instruction) -> Answer:
         """Admit, receive, evaluate, work, hold where policy says so, seal."""

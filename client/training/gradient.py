@@ -73,9 +73,6 @@ def _train(
     if not groups or (len(groups[0]) < 2 and trains_norm_statistics(local_model, changes)):
         raise TooFewCases
     local_model.model.freeze(changes, fixed_norm_stats=not trains_norm_statistics(local_model, changes))
-    for parameter in local_model.parameters.values():
-        if not parameter.requires_grad:  # a method that looks at gradients must not find those of other steps
-            parameter.grad = None
     if not local_model.model.training:
         local_model.model.train()
     optimiser = optimiser_for(local_model, spec, changes)

@@ -103,8 +103,9 @@ class TransferModel(nn.Module):
     def freeze(self, trainable: Collection[str], *, fixed_norm_stats: bool = False) -> None:
         """Let only `trainable` entries move, until the next call, whatever `train()` is called in between.
 
-        Frozen means no gradient, norm layers in eval so that running statistics stay, and no dropout in blocks of which
-        nothing is trained. `fixed_norm_stats` keeps all running statistics, even where the affine is trained.
+        Frozen means no gradient, and none that earlier steps have left, norm layers in eval so that running statistics
+        stay, and no dropout in blocks of which nothing is trained. `fixed_norm_stats` keeps all running statistics,
+        even where the affine is trained.
         """
         chosen = frozenset(trainable)
         if self._frozen_as == (chosen, fixed_norm_stats):
@@ -112,6 +113,8 @@ class TransferModel(nn.Module):
         self._frozen_as = (chosen, fixed_norm_stats)
         for key, parameter in self.named_parameters():
             parameter.requires_grad_(key in chosen)
+            if key not in chosen:  # a method that looks at gradients must not find those of other steps
+                parameter.grad = None
         # Also what is no part of a block, such as a network that itself asks whether it is in training.
         self._frozen = [] if any(key.startswith("backbone.") for key in chosen) else [self.backbone]
         awake = False

@@ -17,9 +17,11 @@ from fedgraft.common.protocol.instructions import (
     Answer,
     Arrays,
     Code,
+    Digests,
     Greeting,
     Hello,
     Instruction,
+    LastDigest,
     Refusal,
 )
 from fedgraft.server.fleet.presence import Presence
@@ -252,6 +254,22 @@ def _why_none(reply: Taken) -> Code:
     return Code.DEADLINE if reply.error.code == NODE_EXPIRED else Code.UNREACHABLE
 
 
-def lacking(state: Arrays, has: Arrays) -> Arrays:
-    """Entries of `state` that are not the very same arrays in `has`."""
-    return {key: array for key, array in state.items() if has.get(key) is not array}
+class Lacking:
+    """What sites lack of what goes to them in an exchange: worked out once for all that hold and get the same."""
+
+    def __init__(self, digests: Digests) -> None:
+        self._digest = LastDigest(digests)
+        self._found: dict[tuple[int, int], tuple[Arrays, Arrays, Arrays, str]] = {}
+
+    def of(self, going: Arrays, has: Arrays) -> tuple[Arrays, str]:
+        """The entries of `going` that are not the very same arrays in `has`, and the digest of all others."""
+        key = id(going), id(has)
+        if key not in self._found:
+            tensors = {key: array for key, array in going.items() if has.get(key) is not array}
+            held = {key: array for key, array in going.items() if key not in tensors}
+            self._found[key] = going, has, tensors, self._digest.of(held)
+        return self._found[key][2:]
+
+    def forget(self) -> None:
+        """Let go of an exchange: what went out and what is held is put together anew for the next."""
+        self._found = {}

@@ -16,14 +16,13 @@ from fedgraft.common.protocol.instructions import (
     Digests,
     Greeting,
     Instruction,
-    LastDigest,
 )
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.schedule import Step, schedule, split_at, stage_of
 from fedgraft.common.study.study import Study
-from fedgraft.server.fleet.fleet import Fleet, lacking
+from fedgraft.server.fleet.fleet import Fleet, Lacking
 from fedgraft.server.rounds.exchange.agreed import demand_agreed, hello_of
 from fedgraft.server.rounds.exchange.attendance import asked_in, counts_absent
 from fedgraft.server.rounds.exchange.collect import Collected, Collector, headline
@@ -51,7 +50,8 @@ class Coordinator:
         self._totals = Totals()
         self._models = RunModels(study, tags, state, self._totals)
         self._digests = Digests()
-        self._held_digest = LastDigest(self._digests)
+        self._lacking = Lacking(self._digests)
+        self._nothing: Arrays = {}
         self._held: dict[str, Arrays] = {}
         self._greetings: dict[str, Greeting] = {}
         self._absent: dict[str, Code] = {}
@@ -135,6 +135,7 @@ class Coordinator:
             sites=len(sites),
         )
         got, aggregation = self._counted(step, stage, sites)
+        self._lacking.forget()
         for site in (*got.aggregated, *got.observed):
             self._hold(site)
         scores = Scores(self._study, got.metrics, got.pooled)
@@ -193,8 +194,7 @@ class Coordinator:
 
     def _instruction(self, step: Step, site: str, split: Split | None) -> Instruction:
         going = self._models.going(site, work=step.work)
-        tensors = lacking(going, self._held.get(site, {}))
-        held = {key: array for key, array in going.items() if key not in tensors}
+        tensors, held = self._lacking.of(going, self._held.get(site, self._nothing))
         return Instruction(
             study=self._study.digest,
             exchange=step.exchange,
@@ -203,7 +203,7 @@ class Coordinator:
             work=step.work,
             evaluate=split,
             tensors=tensors,
-            held=self._held_digest.of(held),
+            held=held,
         )
 
     def _counted(self, step: Step, stage: Stage, sites: list[str]) -> tuple[Collected, RoundAggregation]:

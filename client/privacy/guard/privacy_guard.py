@@ -273,13 +273,16 @@ class PrivacyGuard:
         if epsilon([*self._account.spent_by_others("metrics"), event], self.delta) <= self._policy.metrics_lifetime:
             yield event
 
-    def grounds(self, stage: Stage | None, tags: Tags) -> str:
-        """What the policy says of an answer to this stage's instruction; None for one that only evaluates."""
+    def grounds(self, stage: Stage | None, *, plain: bool) -> str:
+        """What the policy says of an answer to this stage's instruction; None for one that only evaluates.
+
+        `plain` says that the stage sends what is computed from the site's data without noise.
+        """
         words = []
         if stage is not None and (asked := privacy_request(stage)) is not None:
             what = "entries trained" if isinstance(asked, Private) else "sums noised"
             words.append(f"{what} with differential privacy, charged to the ledger")
-        elif stage is not None and releases_plainly(stage, tags):
+        elif plain:
             words.append("entries or sums without noise, by allow_non_dp of the policy")
         if self.shows_metrics:
             words.append("exact figures, by metrics of the policy")

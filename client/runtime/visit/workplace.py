@@ -38,6 +38,7 @@ class Workplace:
         self.used: dict[str, np.ndarray] = {}
         """The entries that the model was last put together from."""
         self.features = Features(self.loader, folder, study.digest, keep=keep_features)
+        self._backbone = [key for key, tag in local_model.tags.items() if tag.role is not Role.HEAD]
         self._backbone_digest = LastDigest(local_model.digests)
         self._routings = {stage.name: Routing.of(stage, local_model.tags) for stage in study.plan}
 
@@ -97,8 +98,7 @@ class Workplace:
 
     def through_backbone(self, split: Split) -> Loader:
         """The cases through the backbone that is loaded, as features."""
-        tags = self.local_model.tags
-        backbone = {key: array for key, array in self.used.items() if tags[key].role is not Role.HEAD}
+        backbone = {key: self.used[key] for key in self._backbone}
         return self.features.loader(self.local_model, self._backbone_digest.of(backbone), split)
 
     def training_cases(self, stage: Stage, local: Gradient) -> Loader:

@@ -70,6 +70,15 @@ def test_freezing_does_not_outlast_its_stage(attack_target) -> None:
     assert moved(before, snapshot(local_model)) == set(local_model.tags)
 
 
+def test_what_is_frozen_has_no_gradient_left_of_the_stage_before(attack_target) -> None:
+    local_model, loader = attack_target()
+    heads = named("heads").keys(local_model.tags)
+    train(local_model, loader, steps(1), tuple(local_model.tags), NOW)
+    train(local_model, loader, steps(1), heads, NOW)
+    left = {key for key, parameter in local_model.parameters.items() if parameter.grad is not None}
+    assert left == set(heads)
+
+
 def test_work_leaves_the_model_in_eval_and_torchs_own_randomness_alone(attack_target) -> None:
     local_model, loader = attack_target("mobilenet_v3_small")
     torch.manual_seed(5)
