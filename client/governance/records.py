@@ -180,7 +180,8 @@ class Records:
             place = self._config.folder(study) / "progress" / f"{study[:16]}.log"
             told = f"lacks exchange {min(forgotten)}, which was answered or paid"
             yield f"The record of study {study[:12]} {told}: {place}."
-        if forgotten := {at for told, at in self._told.refused if told == study} - _refused(self._config, study):
+        refused = {at for told, at in self._told.refused if told == study}
+        if refused and (forgotten := refused - _refused(self._config, study)):
             yield f"What people refused to release of study {study[:12]}, exchange {min(forgotten)}, is not on record."
         if study in self._told.greeted and not (self._config.state / "studies" / f"{study}.json").exists():
             yield f"Study {study[:12]} was taken in, and is not among the studies any more."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from fedgraft.client.governance.release.held_answers import HeldAnswers
+from fedgraft.client.governance.release.held_answers import HeldAnswer, HeldAnswers
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.common.identity.person_book import PersonBook
 from fedgraft.common.protocol.instructions import Arrays, Code, Update
@@ -30,18 +30,24 @@ class ReleaseHold:
 
     def demand_not_refused(self) -> None:
         """Raise Refused if people have decided that nothing more of the study leaves."""
-        if any(one.decision is not None and one.decision.decision == "refused" for one in self._held.all()):
-            raise Refused(Code.RELEASE_REFUSED, "people at this site have refused to release what the study would get")
+        self._not_refused()
 
     def demand_decided(self) -> None:
         """The same, and also as long as an answer waits for a decision."""
-        self.demand_not_refused()
-        if waiting := [one.exchange for one in self._held.all() if one.decision is None]:
+        found = self._not_refused()
+        if waiting := [one.exchange for one in found if one.decision is None]:
             raise Refused(Code.HELD, f"exchange {waiting[0]} waits for a person: fedgraft site release")
-        for one in self._held.all():
+        for one in found:
             said = one.decision
             if said is None or not self._persons.counts(said.signed, said.words(one), required=self._required):
                 raise Refused(Code.POLICY, f"no person of this site has signed the release of exchange {one.exchange}")
+
+    def _not_refused(self) -> tuple[HeldAnswer, ...]:
+        """All that is held, read once; Refused as above."""
+        found = self._held.all()
+        if any(one.decision is not None and one.decision.decision == "refused" for one in found):
+            raise Refused(Code.RELEASE_REFUSED, "people at this site have refused to release what the study would get")
+        return found
 
     def signed(self, exchange: int) -> Update | None:
         """The answer to this exchange that a person has let go; None if there is none."""

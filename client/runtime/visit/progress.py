@@ -7,7 +7,9 @@ one per greeting. A line that was torn by a crash never led to an answer.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from fedgraft.common.study.schedule import Step
 
 _LOOKED = "-"
 _GREETED = "greeted"
+_TAKEN_UP = re.compile(rb"(?m)^([0-9]+) .")
+"""The number of each exchange on a record: the whole of it is read at every visit, however long it is by then."""
 _BACK = 1
 """By how many exchanges a coordinator that was started again may be behind: it saves each round after the answers."""
 
@@ -118,9 +122,8 @@ def taken_up(path: Path) -> frozenset[int]:
             return frozenset()
         own = [name for name in names if name == path.name or name.startswith(f"{path.name}.before-")]
         with contextlib.suppress(FileNotFoundError):  # another process has set one aside, under a name that is new
-            contents = [read_bytes(path.with_name(name)).decode("ascii", "replace") for name in own]
-            words = [line.partition(" ") for content in contents for line in content.splitlines()]
-            return frozenset(int(number) for number, _, stage in words if number.isdigit() and stage)
+            numbers = [_TAKEN_UP.findall(read_bytes(path.with_name(name))) for name in own]
+            return frozenset(map(int, itertools.chain(*numbers)))
 
 
 def _after(known: _Known, words: list[str]) -> _Known:
