@@ -67,7 +67,7 @@ class _Peak(threading.Thread):
 
     def run(self) -> None:
         while not self.stop.wait(_SAMPLE_S):
-            self.most = max(self.most, sum(_pss(pid) for pid in _tree(self._root)))
+            self.most = max(self.most, sum(pss(pid) for pid in _tree(self._root)))
 
 
 def _tree(root: int) -> list[int]:
@@ -88,7 +88,8 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _pss(pid: int) -> int:
+def pss(pid: int) -> int:
+    """The proportional set size of a process in kB, 0 if it has ended."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

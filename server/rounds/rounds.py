@@ -58,7 +58,7 @@ class Coordinator:
         self._others: dict[str, Code] = {}
         wait_s = study.rounds.release_wait_h * 3600
         releases = Releases(fleet, wait_s, folder.event, folder.held_since)
-        self._collector = Collector(study, fleet, self._greetings, folder.event, releases)
+        self._collector = Collector(study, fleet, self._greetings, folder.event, releases, folder.path)
         self._outages = Outages(fleet, folder.event)
         self._secure: dict[str, SecureCollector] = {}
         self._first = 0

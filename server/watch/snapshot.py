@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedgraft.common.base.disk import read_bytes, understood
+from fedgraft.common.base.disk import understood
 from fedgraft.common.base.errors import FedgraftError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.base.locking import try_lock
@@ -20,6 +19,7 @@ from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Statistics
 from fedgraft.common.study.schedule import last_exchange
 from fedgraft.common.study.study import Study, parse_study
+from fedgraft.server.watch.follow import FollowedLines
 
 Row = dict[str, Any]
 State = Literal["not started", "running", "interrupted", "completed", "incomplete"]
@@ -115,7 +115,7 @@ class WatchedRun:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self._files: dict[str, tuple[tuple[int, ...], list[Row]]] = {}
+        self._files: dict[str, FollowedLines] = {}
         self._study: Study | None = None
 
     def look(self, contact: Contact | None = None) -> Snapshot:
@@ -155,19 +155,9 @@ class WatchedRun:
         return self._study
 
     def _lines(self, name: str) -> list[Row]:
-        """The whole lines of a file that is being written, or that a resumed run cuts back."""
-        path = self.folder / name
-        try:
-            facts = path.stat()
-            stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-            if self._files.get(name, ((), []))[0] != stamp:
-                data = read_bytes(path)
-                with understood(path, "a list of what happened in a run"):
-                    lines = data[: data.rfind(b"\n") + 1].splitlines()
-                    self._files[name] = (stamp, [dict(json.loads(line)) for line in lines])
-        except FileNotFoundError:
-            return []
-        return self._files[name][1]
+        """The whole lines of a file that is being written, or that a resumed run cuts back; only new ones are read."""
+        lines = self._files.setdefault(name, FollowedLines(self.folder / name))
+        return lines.read()
 
     def _result(self, events: list[Row]) -> Row:
         """The result, once the run is over: a run that is continued still has that of before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fedgraft.common.base.errors import ENDS
@@ -23,6 +24,7 @@ from fedgraft.common.secure_aggregation.summing import Pooled, mean_loss
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.joint import Joint
 from fedgraft.server.fleet.fleet import Fleet, Reply
+from fedgraft.server.rounds.exchange.out_of_turn import OutOfTurn
 from fedgraft.server.rounds.exchange.release import Releases
 from fedgraft.server.rounds.exchange.validation import Limits, fault, metric_sums
 
@@ -73,9 +75,16 @@ class Collector:
     """Sends instructions of one study, and takes in what comes back."""
 
     def __init__(
-        self, study: Study, fleet: Fleet, greetings: Mapping[str, Greeting], tell: Tell, releases: Releases
+        self,
+        study: Study,
+        fleet: Fleet,
+        greetings: Mapping[str, Greeting],
+        tell: Tell,
+        releases: Releases,
+        folder: Path,
     ) -> None:
         self._study = study
+        self._folder = folder
         self._releases = releases
         self._fleet = fleet
         self._greetings = greetings
@@ -96,13 +105,13 @@ class Collector:
         got, waiting = Collected(), sorted(instructions, reverse=True)
         stages = [own.stage for one in limits.values() for own in one.values()]
         joint = Joint(stages[0].joint_lambda if stages else None)
-        ready: dict[str, Update | None] = {}
+        ready = OutOfTurn(self._folder)
         for reply in self.replies(instructions, whole, got):
             instruction = instructions[reply.site]
-            ready[reply.site] = self.vetted(got, reply, instruction, limits[reply.site])
+            ready.put(reply.site, self.vetted(got, reply, instruction, limits[reply.site]))
             while waiting and waiting[-1] in ready:
                 site = waiting.pop()
-                update = ready.pop(site)
+                update = ready.take(site)
                 if update is not None and instructions[site].work:
                     joint.pass_on(update, partial(_take, take, site), of_source=self._greetings[site].source)
         joint.finish()
