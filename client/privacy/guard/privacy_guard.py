@@ -274,9 +274,9 @@ class PrivacyGuard:
             yield event
 
     def grounds(self, stage: Stage | None, *, plain: bool) -> str:
-        """What the policy says of an answer to this stage's instruction; None for one that only evaluates.
+        """What the policy says of an answer to this stage's instruction, None: of one that only evaluates.
 
-        `plain` says that the stage sends what is computed from the site's data without noise.
+        `plain`: what is sent has no noise.
         """
         words = []
         if stage is not None and (asked := privacy_request(stage)) is not None:
