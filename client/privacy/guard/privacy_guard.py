@@ -274,10 +274,7 @@ class PrivacyGuard:
             yield event
 
     def grounds(self, stage: Stage | None, *, plain: bool) -> str:
-        """What the policy says of an answer to this stage's instruction, None: of one that only evaluates.
-
-        `plain`: what is sent has no noise.
-        """
+        """What the policy says of an answer to this stage (None: evaluation), which is `plain` if without noise."""
         words = []
         if stage is not None and (asked := privacy_request(stage)) is not None:
             what = "entries trained" if isinstance(asked, Private) else "sums noised"

@@ -17,7 +17,6 @@ from fedgraft.common.messages.pieces import (
     put_together,
 )
 
-
 NAMES = ("first", "second")
 
 
