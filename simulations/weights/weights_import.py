@@ -33,15 +33,18 @@ from fedgraft.common.models.weights import (
     save_weights,
 )
 from fedgraft.common.study.inputs import ImageInput
-from fedgraft.simulations.weights.families import timm_names
+from fedgraft.simulations.weights.families import by_position, timm_names
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")
 _RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
     (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
     (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
+    (re.compile(r"(denselayer\d+)\.layers\."), r"\1."),
 )
-"""What torchvision has renamed since it published the files of its DenseNets and vision transformers."""
+"""What torchvision has renamed since it published its DenseNets and vision transformers; and MONAI's DenseNets."""
+_HEADS_ELSEWHERE = ("backbone.class_layers.",)
+"""What MONAI calls a DenseNet's head."""
 
 _SIZE = 224
 _INPUTS = {
@@ -89,9 +92,15 @@ def import_weights(source: WeightsSource, name: str) -> tuple[WeightsManifest, K
         tensors = from_published(tensors)
     if is_timms(source.backbone):
         tensors = timm_names(tensors)
-    given = _current_names(_with_prefix(tensors))
+    given = _current_names(by_position(_with_prefix(tensors), _children_of(source.backbone)))
     own = _backbone_for(source.backbone, described["input"].size if described["input"] else _SIZE, given)
-    unused = ("heads.", "backbone.aux1.", "backbone.aux2.", *([f"backbone.{own.head}."] if own.head else []))
+    unused = (
+        "heads.",
+        "backbone.aux1.",
+        "backbone.aux2.",
+        *_HEADS_ELSEWHERE,
+        *([f"backbone.{own.head}."] if own.head else []),
+    )
     kept = {key: array for key, array in given.items() if not key.startswith(unused)}
     model = TransferModel(own, {})
     # Files from before torch counted batches lack the counts; only a momentum of None would need them.
@@ -167,6 +176,12 @@ def _current_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for pattern, name in _RENAMED:
         current = {pattern.sub(name, key): array for key, array in current.items()}
     return current
+
+
+def _children_of(name: str) -> list[str]:
+    """The names of the parts of a backbone's network, in their order."""
+    with torch.random.fork_rng(devices=[]):
+        return [child for child, _ in build_image_backbone(name, 3, _SIZE).module.named_children()]
 
 
 def _backbone_for(name: str, size: int, arrays: Mapping[str, np.ndarray]) -> Backbone:

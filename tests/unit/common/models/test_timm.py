@@ -99,7 +99,46 @@ def biomed_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return trunk | {key: torch.zeros(2, 3) for key in beside}
 
 
+def swin(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By the names in Hugging Face's files of Swin."""
+    parts = (
+        ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+        ("patch_embed.norm.", "embeddings.norm."),
+        ("norm.", "layernorm."),
+        (".norm1.", ".layernorm_before."),
+        (".norm2.", ".layernorm_after."),
+        (".attn.proj.", ".attention.output.dense."),
+        (".attn.relative", ".attention.self.relative"),
+        (".mlp.fc1.", ".intermediate.dense."),
+        (".mlp.fc2.", ".output.dense."),
+    )
+    found: dict[str, Tensor] = {"classifier.weight": torch.zeros(5, 768), "classifier.bias": torch.zeros(5)}
+    for key, value in microsoft(state).items():
+        name = key
+        for ours, theirs in parts:
+            name = theirs + name.removeprefix(ours) if name.startswith(ours) else name
+            name = name.replace(ours, theirs) if ours.startswith(".") else name
+        name = f"swin.encoder.{name}" if name.startswith("layers.") else f"swin.{name}"
+        if ".attn.qkv." in name:
+            for one, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                found[name.replace(".attn.qkv.", f".attention.self.{one}.")] = part.clone()
+            continue
+        found[name] = value
+    return found
+
+
+def microsoft(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By the names in the files of Swin's authors: patches are merged at the end of a stage."""
+    found = {
+        re.sub(r"^layers\.(\d)\.downsample", lambda at: f"layers.{int(at[1]) - 1}.downsample", key): value
+        for key, value in state.items()
+    }
+    return found | {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(49, 49)}
+
+
 FAMILIES = {
+    "Hugging Face Swin": ("swin_tiny_patch4_window7_224", 224, swin),
+    "Microsoft Swin": ("swin_tiny_patch4_window7_224", 224, microsoft),
     "RAD-DINO": ("vit_small_patch14_dinov2", 224, dinov2),
     "Hugging Face ViT": ("vit_tiny_patch16_224", 224, vit),
     "BiomedCLIP": ("vit_tiny_patch16_224", 224, biomed_clip),
@@ -107,9 +146,10 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(one, marks=pytest.mark.slow) if one == "RAD-DINO" else one for one in FAMILIES]
-)
+SLOW = ("RAD-DINO", "Microsoft Swin")
+
+
+@pytest.mark.parametrize("family", [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in FAMILIES])
 def test_published_names_are_taken_in_and_answer_as_the_network_does(family: str, tmp_path: Path) -> None:
     name, size, published = FAMILIES[family]
     state, network = drawn(name, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,40 @@ def test_other_families(tmp_path: Path, name: str, suffix: str) -> None:
     assert report.adapted == ()
     assert {key.split(".")[1] for key in report.ignored} <= {"fc", "classifier", "aux1", "aux2"}
     same_features(network, name, "theirs")
+
+
+def by_number(network: torch.nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As RadImageNet's files have them: the parts of the network as a list, without the last, which is the head."""
+    numbers = {name: str(at) for at, (name, _) in enumerate(list(network.named_children())[:-1])}
+    split = {key: key.partition(".") for key in state}
+    return {f"backbone.{numbers[part]}.{rest}": state[key] for key, (part, _, rest) in split.items() if part in numbers}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+def test_a_network_in_a_list_of_its_parts_as_radimagenet_has_it(tmp_path: Path, name: str) -> None:
+    state, network = torchvision_state(name)
+    torch.save(by_number(network, state), tmp_path / "w.pt")
+    _, report = import_weights(WeightsSource(tmp_path / "w.pt", name, "CC BY-NC-SA 4.0"), "theirs")
+    assert (report.adapted, report.ignored) == ((), ())
+    same_features(network, name, "theirs")
+
+
+def test_parts_by_number_of_another_network_are_refused(tmp_path: Path) -> None:
+    state, network = torchvision_state("densenet121")
+    torch.save(by_number(network, state), tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="missing"):
+        import_weights(WeightsSource(tmp_path / "w.pt", "resnet18", "CC BY-NC-SA 4.0"), "theirs")
+
+
+def test_a_densenet_as_monai_has_it(tmp_path: Path) -> None:
+    state, network = torchvision_state("densenet121")
+    theirs = {re.sub(r"(denselayer\d+)\.", r"\1.layers.", key): value for key, value in state.items()}
+    theirs = {key.replace("classifier.", "class_layers.out."): value for key, value in theirs.items()}
+    assert "features.denseblock1.denselayer1.layers.norm1.weight" in theirs
+    torch.save(theirs, tmp_path / "w.pt")
+    _, report = import_weights(WeightsSource(tmp_path / "w.pt", "densenet121", "Apache-2.0"), "theirs")
+    assert report.ignored == ("backbone.class_layers.out.bias", "backbone.class_layers.out.weight")
+    same_features(network, "densenet121", "theirs")
 
 
 def test_a_vision_transformer_as_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
