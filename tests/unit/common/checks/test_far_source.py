@@ -49,6 +49,24 @@ def test_images_much_smaller_than_what_weights_were_trained_on_are_named(
 
 
 @pytest.mark.parametrize(
+    ("method", "weights", "said"),
+    [
+        ({"name": "graft", **LOCAL}, None, True),
+        ({"name": "graft", **STILL}, None, False),
+        ({"name": "graft", **LOCAL}, "slim-ctmr-synthetic", False),
+        ({"name": "fedavg", **LOCAL}, None, False),
+        ({"name": "ridge_probe"}, None, False),
+    ],
+)
+def test_heads_on_features_of_random_entries_that_then_change_scale_are_named(
+    make_study: MakeStudy, method: dict[str, Any], weights: str | None, said: bool
+) -> None:
+    study = make_study(method=method, model={"backbone": "slim_resnet", "weights": weights})
+    advised = weights_advice(study, None, make_model(study).tags())
+    assert any("solves heads on features of random entries" in sentence for sentence in advised) is said
+
+
+@pytest.mark.parametrize(
     ("method", "heads", "statistics"),
     [
         ({"name": "fedavg", **LOCAL}, True, True),
