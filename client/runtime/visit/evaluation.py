@@ -57,7 +57,7 @@ def predict(
     place.answering(turn.before, local_state)
     frozen = any(stage is not None and place.routing(stage).frozen for stage in (turn.stage, turn.before))
     through = frozen and not place.local_model.model.decodes
-    if recalibrated and turn.stage is not None:
+    if recalibrated and turn.stage is not None and not frozen:  # features are kept by the backbone that came
         place.recalibrate(turn.stage)
     loader = place.through_backbone(split) if through else place.loader
     return predictions(place.local_model, loader, split, passes=passes)
