@@ -266,15 +266,25 @@ class _GateServer(uvicorn.Server):
     """A server that listens behind the gate's doors."""
 
     doors: Doors
+    listens: Callable[[], None]
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen until told to stop."""
         listen = (self.config.host, self.config.port)
         await super().serve(sockets or [listening(self.doors, listen, _BACKLOG)])
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and only then say so."""
+        await super().startup(sockets)
+        if self.started:
+            self.listens()
 
-def gate_server(gate: Gate, listen: tuple[str, int], certificate: tuple[Path, Path]) -> uvicorn.Server:
-    """A server for the gate on `listen`, with the certificate and key; TLS 1.2 at least."""
+
+def gate_server(
+    gate: Gate, listen: tuple[str, int], certificate: tuple[Path, Path], listens: Callable[[], None] = lambda: None
+) -> uvicorn.Server:
+    """A server for the gate on `listen`, with the certificate and key; TLS 1.2 at least. `listens` is called once it
+    answers and a signal ends it."""
     config = uvicorn.Config(
         gate,
         host=listen[0],
@@ -297,5 +307,5 @@ def gate_server(gate: Gate, listen: tuple[str, int], certificate: tuple[Path, Pa
     assert config.ssl is not None
     config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     server = _GateServer(config)
-    server.doors = gate.doors
+    server.doors, server.listens = gate.doors, listens
     return server

@@ -64,7 +64,11 @@ def serve(home: ServerHome, health_port: int | None, say: Callable[[str], None])
         limits = DoorLimits(per_address=facts.connections_per_address, all=max(512, 2 * facts.connections_per_address))
         auth, bodies, bells = RequestAuth(lambda: sites.admitted), Bodies(home.bodies), Bells(home.flower)
         gate = Gate(auth, f"https://{inner}", home.authority, limits, bodies=bodies, bells=bells)
-        server = gate_server(gate, (facts.listen, port), home.gate)
+
+        def listens() -> None:
+            say(f"{home.facts().consortium}: the gate listens on {facts.says_where}.")
+
+        server = gate_server(gate, (facts.listen, port), home.gate, listens)
         stop = threading.Event()
         home.found_database()
         try:
@@ -74,10 +78,9 @@ def serve(home: ServerHome, health_port: int | None, say: Callable[[str], None])
             sites.sync()
             watch = threading.Thread(target=_watch, args=(parts, sites, stop), daemon=True)
             watch.start()
-            say(f"{home.facts().consortium}: the gate listens on {facts.says_where}.")
-            # uvicorn ends at SIGTERM and SIGINT, and then raises them again.
+            # uvicorn ends at SIGTERM and SIGINT, and then raises them again; it ends at one that comes before it too.
             for kind in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(kind, lambda *_: None)
+                signal.signal(kind, lambda *_: setattr(server, "should_exit", True))
             server.run()
         finally:
             stop.set()
