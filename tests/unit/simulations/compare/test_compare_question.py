@@ -223,6 +223,7 @@ def test_every_arm_of_the_chest_x_rays_can_work(tmp_path: Path, monkeypatch: pyt
         "px128",
         "px128_alone",
         "px224",
+        "private_300",
         "methods",
         "best",
         "ifca",

@@ -16,7 +16,7 @@ from fedgraft.simulations.phantoms.scenario import (
     load_scenario,
 )
 
-REAL = ("cxr", "heart", "heart_complete", "heart_flamby")
+REAL = ("cxr", "cxr_hospitals", "heart", "heart_complete", "heart_flamby")
 SHIPPED = (
     *("alike", "breast_cancer", "clinics", "folders", *REAL, "modalities", "newcomer", "shift"),
     *("source_and_target", "source_ctmr", "styles", "target", "three_step", "unseen_styles", "xray5", "xray_large"),
@@ -138,7 +138,7 @@ def test_what_a_scanner_cannot_write_is_refused_with_the_numbers(tmp_path):
 def test_an_unknown_name_lists_the_ones_that_ship():
     with pytest.raises(
         StudyError,
-        match="breast_cancer, clinics, cxr, folders, heart, heart_complete, heart_flamby, modalities, newcomer",
+        match="breast_cancer, clinics, cxr, cxr_hospitals, folders, heart, heart_complete, heart_flamby",
     ):
         load_scenario("xray6")
 
