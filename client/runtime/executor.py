@@ -19,6 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.runtime.app import app, note
 from fedgraft.client.runtime.link import Link, OverToo, Stopped, Work
+from fedgraft.client.training.model.process import give_back, keep_freed
 from fedgraft.common.base.errors import ENDS, RunError
 from fedgraft.common.messages.pieces import TooLargeMessage
 from fedgraft.common.protocol import wire
@@ -36,6 +37,7 @@ def run_site(home: SiteHome, stop: threading.Event) -> None:
     """Take part until `stop` is set, and finish the instruction at hand. RunError if the server refuses the site."""
     link = Link(home, stop)
     context = Context(0, 0, {"site-config": str(home.config)}, RecordDict(), {})
+    keep_freed()
     try:
         _log.info("connecting to the server at %s", link.where)
         context.node_id = link.open()
@@ -47,6 +49,7 @@ def run_site(home: SiteHome, stop: threading.Event) -> None:
                 stop.wait(_BUSY_S if time.monotonic() - last < _QUIET_S else _IDLE_S)
                 continue
             _serve(link, work, context)
+            give_back()  # a site may now wait for days
             last = time.monotonic()
     except Stopped:
         pass

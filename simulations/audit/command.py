@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from fedgraft.client.training.model.process import torch_threads
 from fedgraft.common.base.console.terminal import Terminal
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, RunError
@@ -29,7 +30,6 @@ from fedgraft.simulations.audit.attack import (
     finished,
 )
 from fedgraft.simulations.audit.findings import Finding
-from fedgraft.simulations.engines.run import torch_threads
 
 _out, _err = Terminal(), Terminal(stderr=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import queue
 import threading
 from abc import abstractmethod
@@ -17,6 +16,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.client.runtime.app import forget
+from fedgraft.client.training.model.process import give_back
 from fedgraft.server.fleet.fleet import NODE_EXPIRED
 from fedgraft.simulations.engines.node import answer, context_for, deadline_of
 
@@ -95,7 +95,7 @@ class InProcessGrid(LocalGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages for their nodes. The memory that the exchange before has left goes back to the system."""
-        _trim()
+        give_back()
         return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -120,13 +120,6 @@ class InProcessGrid(LocalGrid):
 
     def _queue(self, message: Message) -> None:
         self._waiting.append(message)
-
-
-def _trim() -> None:
-    """The C library keeps what is freed, in pieces too small for the next model: over many sites that adds up."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-    if trim is not None:
-        trim(0)
 
 
 class _Lane:

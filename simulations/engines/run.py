@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 from pydantic import PositiveInt
@@ -23,6 +22,7 @@ from fedgraft.client.enrolment.config import SiteConfig, read_config, read_site
 from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
 from fedgraft.client.governance.approval import approve
 from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.training.model.process import torch_threads
 from fedgraft.common.agreement.agreement import SupplyAgreement
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, ResumeError
@@ -305,14 +305,3 @@ def _files(config: Path) -> int:
     """How many files a site has: a guess at its share of the work."""
     root = read_config(config).cohort.root
     return sum(1 for path in root.rglob("*") if path.is_file()) if root.is_dir() else 1
-
-
-@contextmanager
-def torch_threads(number: int) -> Iterator[None]:
-    """Let torch use so many threads within; many small steps are slower on more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fedgraft.client.training.model.process import keep_freed
 from fedgraft.common.plugins.loading import load_plugins
 from fedgraft.simulations.engines.node import answer, context_for
 from fedgraft.simulations.engines.workers.process_server import end_with_parent
@@ -22,6 +23,7 @@ def work(line: Connection, folder: str, name: str, threads: int, plugins: tuple[
     end_with_parent()
     os.umask(0o077)  # what a site writes is below the run's folder
     torch.set_num_threads(threads)
+    keep_freed()
     load_plugins(plugins)
     messages = SharedMessages(Path(folder), name)
     contexts = {}
