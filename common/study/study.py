@@ -181,7 +181,7 @@ def locate(path: Path) -> Path:
     StudyError for what can only be such a name, and is none.
     """
     shipped = CONFIGS / "studies" / f"{path}.yaml"
-    if path.exists() or path.parent != Path():
+    if (path.exists() and not path.is_dir()) or path.parent != Path():  # a folder of a study's name is no study
         return path
     if not shipped.exists() and not path.suffix:
         names = [file.stem for file in shipped.parent.glob("*.yaml")]

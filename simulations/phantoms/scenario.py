@@ -267,7 +267,7 @@ def _anchor(data: dict[str, Any], folder: Path) -> None:
 
 
 def _find(path: Path) -> Path:
-    if path.exists() or path.parent != Path() or path.suffix:
+    if (path.exists() and not path.is_dir()) or path.parent != Path() or path.suffix:
         return path
     shipped = SCENARIOS / f"{path}.yaml"
     if not shipped.is_file():

@@ -13,7 +13,7 @@ from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS
 from fedgraft.common.checks.explain import check_study, explain, sentence
 from fedgraft.common.models.model import build_model
-from fedgraft.common.study.study import parse_study, read_study
+from fedgraft.common.study.study import locate, parse_study, read_study
 from fedgraft.simulations.phantoms.scenario import load_scenario
 from fedgraft.simulations.weights.weights_import import WeightsSource, import_weights
 
@@ -105,3 +105,16 @@ def test_images_must_be_prepared_as_the_weights_need_them(make_study, tmp_path, 
     with pytest.raises(StudyError) as caught:
         check_study(study, "test")
     assert [fault.partition(":")[0] for fault in caught.value.faults] == faults
+
+
+def test_a_folder_of_the_same_name_hides_no_study_and_no_scenario_that_ships(tmp_path, monkeypatch):
+    """As a person has it who keeps what came out of `cxr` in a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "xray5", "mine"):
+        Path(name).mkdir()
+    study, scenario = read_study(locate(Path("quickstart")))
+    assert (study.name, scenario) == ("quickstart", "xray5")
+    assert load_scenario("xray5").name == "xray5"
+    for of in (locate, load_scenario):
+        with pytest.raises(StudyError, match="no (study|scenario) of that name ships"):
+            of(Path("mine"))
