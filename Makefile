@@ -12,8 +12,16 @@ QUICK := not slow and not learning and not ray and not gpu and not deployment
 simulate: $(VENV)/installed
 	$(BIN)/fedgraft simulate configs/studies/quickstart.yaml --out runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
+# What servers, sites, workers and decoders import is compiled once before the tests, which start hundreds of them: where
+# PYTHONDONTWRITEBYTECODE is set, as images of Python have it, each would compile all of it again, 3 s of a processor.
+STARTED := torch._dynamo, fedgraft.client.runtime.app, fedgraft.client.cli.deployed_commands, \
+	fedgraft.client.data.decoding.worker, fedgraft.server.rounds.app, fedgraft.server.operations.superlink, \
+	fedgraft.simulations.engines.workers.worker, fedgraft.simulations.compare.command, fedgraft.cli, \
+	flwr.superlink.cli, flwr.supercore.cli, flwr.supernode.cli, pytest, xdist.remote
+
 # Three workers for two cores: one of them waits for servers nearly all the time (tests/helpers/schedule.py).
 test: $(VENV)/installed-dev lint
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "import $(STARTED)"
 	$(BIN)/python -m pytest --numprocesses 3
 
 fast: $(VENV)/installed-dev

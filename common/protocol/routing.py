@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedgraft.common.protocol.instructions import Arrays
+from fedgraft.common.protocol.instructions import Arrays, type_name
 from fedgraft.common.study.plan import (
     Gradient,
     Harmonise,
@@ -33,7 +33,7 @@ DISTANCES, BINS = "distances", 1000
 
 def forms_of(state: Arrays) -> Shapes:
     """By name the shape and the type's name of each array, such as ((3, 128), "float32")."""
-    return {key: (array.shape, array.dtype.name) for key, array in state.items()}
+    return {key: (array.shape, type_name(array)) for key, array in state.items()}
 
 
 def changed(stage: Stage, tags: Tags) -> tuple[str, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -62,3 +65,21 @@ def test_no_law_is_broken_by_a_machine_that_is_busy(number: int) -> None:
     now = settings.default
     assert (now.deadline, HealthCheck.too_slow in now.suppress_health_check) == (None, True)
     time.sleep(0.25)
+
+
+def test_what_is_compiled_before_the_tests_is_what_they_start() -> None:
+    """Each can be imported, and does nothing by that; the parts of a consortium and the workers are among them."""
+    text = (Path(__file__).parents[2] / "Makefile").read_text()
+    (listed,) = re.findall(r"^STARTED := (.*?[^\\])$", text, re.MULTILINE | re.DOTALL)
+    names = re.findall(r"[\w.]+", listed)
+    assert [name for name in names if importlib.util.find_spec(name) is None or name.endswith("__main__")] == []
+    assert {
+        "fedgraft.client.runtime.app",
+        "fedgraft.server.rounds.app",
+        "fedgraft.server.operations.superlink",
+        "fedgraft.simulations.engines.workers.worker",
+        "fedgraft.client.data.decoding.worker",
+        "torch._dynamo",
+    } <= set(names)
+    recipe = text.partition("\ntest: ")[2].partition("\n\n")[0]
+    assert recipe.index("env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c") < recipe.index("pytest")

@@ -81,7 +81,8 @@ def test_the_scale_is_near_that_of_the_patients_and_not_theirs(run: Path, study:
     assert (np.abs(entry(run, "mean") - mean) < 3 * std).all()
     assert (entry(run, "std") < 5 * std).all()
     assert (entry(run, "std") > std / 2).all()
-    assert (np.abs(entry(run, "mean") / mean - 1) > 1e-6).all(), "these would be the exact means"
+    near = np.abs(entry(run, "mean") / mean - 1) <= 1e-6  # by chance one is, once in 15,000 runs
+    assert near.sum() <= 1, "these would be the exact means"
 
 
 def test_hospitals_with_their_own_defaults_take_part(study: Study, sites: Hospitals, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ class DecodingProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._parent = 0
+        self._over = False
         self._modules = ""
         """Where the process looks for modules: a plug-in's reader may have been found since it was started."""
 
@@ -133,11 +134,24 @@ class DecodingProcess:
         if self._modules != (modules := _modules()):
             self.close()
         if self._process is None or self._process.poll() is not None:
-            self._process, self._modules = _start(modules), modules
+            # Kept before it is ready, which takes seconds on a busy machine: `kill` must find it then, too.
+            self._process, self._modules = _started(modules), modules
+            try:
+                if self._over:
+                    self._process.kill()
+                _await_ready(self._process)
+            except BaseException:  # Ctrl-C: what it says when it is ready must not be taken for an answer
+                self._process.kill()
+                self.close()
+                raise
         return self._process
 
     def kill(self) -> None:
-        """End the process at once, whatever it is doing; who waits for it gets a reason, and nobody is to ask again."""
+        """End the process at once, whatever it is doing; who waits for it gets a reason, and nobody is to ask again.
+
+        One that is just being started ends as well.
+        """
+        self._over = True
         process = self._process
         if process is not None and self._parent == os.getpid():
             process.kill()
@@ -174,11 +188,11 @@ def _modules() -> str:
     return os.pathsep.join(filter(None, sys.path))
 
 
-def _start(modules: str) -> subprocess.Popen[bytes]:
-    """A new process that has said that it is ready. DataError if it cannot be had."""
+def _started(modules: str) -> subprocess.Popen[bytes]:
+    """A new process, which will say that it is ready. DataError if it cannot be had."""
     environment = os.environ | _SINGLE | _KEEPS | {"PYTHONPATH": modules}
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-P", "-m", "fedgraft.client.data.decoding.worker", str(_IDLE_S)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -188,15 +202,16 @@ def _start(modules: str) -> subprocess.Popen[bytes]:
         )
     except OSError as error:
         raise _not_started(str(error.strerror)) from None
+
+
+def _await_ready(process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process says that it is ready. DataError if it ends before."""
     assert process.stdout is not None
     messages.widen(process.stdout)
     try:
         messages.read(process.stdout)
     except (EOFError, OSError):
-        process.kill()
-        process.wait()
         raise _not_started("it ended at once") from None
-    return process
 
 
 def _not_started(why: str) -> DataError:

@@ -107,9 +107,10 @@ def test_a_single_case_can_reach_the_bound(task: str) -> None:
 
 
 def test_figures_carry_the_noise_that_is_paid_for_and_it_is_fresh() -> None:
+    """To six standard errors: sound noise is off by chance once in 100 million runs."""
     patients, noise_multiplier = list(map(str, range(CASES))), 2.0
     exact = released(1e-12, patients, list(range(CASES)))
-    drawn = [released(noise_multiplier, patients, list(range(CASES))) for _ in range(200)]
+    drawn = [released(noise_multiplier, patients, list(range(CASES))) for _ in range(500)]
     for task, of in (
         ("size", lambda own: own.absolute / TASKS["size"].largest_error),
         ("lesion", lambda own: own.dice),
@@ -117,9 +118,9 @@ def test_figures_carry_the_noise_that_is_paid_for_and_it_is_fresh() -> None:
         figures = np.array([of(own[task]) for own in drawn])
         counts = np.array([own[task].n for own in drawn])
         deviation = noise_multiplier * bound(TASKS.values())
-        assert counts.mean() == pytest.approx(exact[task].n, abs=4 * deviation / np.sqrt(200) + 1)
+        assert counts.mean() == pytest.approx(exact[task].n, abs=6 * deviation / np.sqrt(500) + 1)
         assert counts.std() == pytest.approx(deviation, rel=0.2)
-        assert len(set(figures.tolist())) > 100  # some are cut off at 0 or at the count
+        assert len(set(figures.tolist())) > 250  # some are cut off at 0 or at the count
 
 
 def test_with_next_to_no_noise_figures_are_the_exact_ones_up_to_what_is_cut_off() -> None:

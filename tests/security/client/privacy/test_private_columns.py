@@ -91,10 +91,11 @@ def test_a_patient_with_many_rows_counts_once_and_a_missing_value_not_at_all() -
 
 
 def test_the_noise_is_what_is_charged_for_and_fresh() -> None:
+    """To six standard errors: sound noise is off by chance once in 100 million runs."""
     values, names = np.zeros((6, WIDE)), list("abcdef")
     quiet = summed(values, names)
     private = PrivateSums(noise_multiplier=2.0)
-    drawn = [summed(values, names, private) for _ in range(700)]
+    drawn = [summed(values, names, private) for _ in range(1700)]
     deviation = 2.0 * columns_bound(3)
     assert drawn[0][NOISE] == pytest.approx([deviation**2])
     half = np.stack([one["count"][:3] - quiet["count"][:3] for one in drawn]) * CONSTANT
@@ -102,10 +103,10 @@ def test_the_noise_is_what_is_charged_for_and_fresh() -> None:
     square = np.stack([one["squares"][:3] - quiet["squares"][:3] for one in drawn]) - half
     for noise in (half, mean, square):
         assert noise.std() == pytest.approx(deviation, rel=0.06)
-        assert abs(noise.mean()) < 4 * deviation / math.sqrt(noise.size)
+        assert abs(noise.mean()) < 6 * deviation / math.sqrt(noise.size)
     assert abs(np.corrcoef(half.ravel(), mean.ravel())[0, 1]) < 0.1
     assert abs(np.corrcoef(mean.ravel(), square.ravel())[0, 1]) < 0.1
-    assert len({one["sum"].tobytes() for one in drawn}) == 700
+    assert len({one["sum"].tobytes() for one in drawn}) == 1700
 
 
 def test_without_noise_or_ranges_nothing_is_released_and_without_labels_noise_alone() -> None:

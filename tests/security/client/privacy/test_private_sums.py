@@ -138,7 +138,8 @@ def test_noise_comes_from_the_operating_system(make_study: MakeStudy, monkeypatc
     first = attack_target.sums(patients, 1.0)
     torch.manual_seed(0)
     np.random.seed(0)
-    assert (attack_target.sums(patients, 1.0)["cls/cross"] != first["cls/cross"]).all()
+    # On the grid of the noise two of 387 numbers meet once in 200,000 runs.
+    assert (attack_target.sums(patients, 1.0)["cls/cross"] == first["cls/cross"]).sum() <= 1
     monkeypatch.setattr(secret, "_key", lambda: bytes(32))
     assert (attack_target.sums(patients, 1.0)["cls/cross"] == attack_target.sums(patients, 1.0)["cls/cross"]).all()
 

@@ -51,6 +51,14 @@ def waiting(home: ServerHome, key: NodeKey, admitted: dict[str, str], tmp_path: 
     gated.close()
 
 
+def until(gated: Gated, signed_on: int) -> None:
+    """Wait until a site's requests have come over so many connections that are still there, however long that takes."""
+    ends = time.monotonic() + 60
+    while sum(caller.name == "north" for caller in list(gated.doors._callers.values())) != signed_on:
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.01)
+
+
 def test_what_comes_when_a_site_that_waited_has_gone_is_kept_for_when_it_is_back(waiting, key):
     """Flower takes a message for delivered when it is asked for; a site that was killed meanwhile never had it."""
     gated, bells = waiting
@@ -58,8 +66,10 @@ def test_what_comes_when_a_site_that_waited_has_gone_is_kept_for_when_it_is_back
     with socket.create_connection(("localhost", gated.port)) as plain:
         line = gated.trusted.wrap_socket(plain, server_hostname="localhost")
         line.sendall(f"POST {PULL} HTTP/1.1\r\nHost: localhost\r\n{head}content-length: 4\r\n\r\nnode".encode())
+        until(gated, 2)
         time.sleep(0.4)
         line.close()
+    until(gated, 1)
     time.sleep(0.3)
     bells.down.ring()
     time.sleep(0.6)

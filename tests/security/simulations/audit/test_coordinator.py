@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from fedgraft.client.runtime.site import Site
-from fedgraft.common.base.files import CONFIGS
 from fedgraft.common.protocol.instructions import Answer, Instruction, Update
-from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.simulations.audit.lying import consortium, oracle
 from fedgraft.simulations.audit.lying.courses import carried_out
@@ -77,17 +75,6 @@ def secure(a_study: Callable[..., Study]) -> Study:
     return a_study(PULLED, HEADS, secure=True)
 
 
-def shipped() -> list[str]:
-    """Studies that ship, are private or secure, and ask for classes alone, as the audit's command wants it."""
-    names = []
-    for path in sorted((CONFIGS / "studies").glob("*.yaml")):
-        study, _ = find_study(path)
-        protected = study.secure_aggregation or any(privacy_request(stage) is not None for stage in study.plan)
-        if protected and all(task.kind == "multiclass" for task in study.tasks):
-            names.append(path.stem)
-    return names
-
-
 # Sound sites.
 
 
@@ -104,21 +91,11 @@ def test_a_sound_site_carries_out_nothing_that_the_study_does_not_have(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", shipped())
-def test_studies_that_ship_with_a_promise_keep_it(name: str) -> None:
-    found = carried_out(find_study(Path(name))[0], 0)
-    assert found.holds, found.words
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart", "private"])
 def test_studies_that_ship_hold_under_secure_aggregation(name: str) -> None:
+    """As they are they hold in `test_twelve_ways.py`, in the audit of every study that ships."""
     found = carried_out(find_study(Path(name), ("secure_aggregation=true",))[0], 0)
     assert found.holds, found.words
-
-
-def test_there_is_a_shipped_study_to_hold() -> None:
-    assert "private" in shipped()
 
 
 # Careless sites.

@@ -13,7 +13,7 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.files import CONFIGS
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.simulations.audit.attack import attack
-from fedgraft.simulations.audit.attacks.noised import sums_under_attack
+from fedgraft.simulations.audit.attacks.noised import repeats, sums_under_attack
 from helpers.followed import COUNT
 from helpers.followed import study as followed
 from helpers.work import MakeStudy
@@ -71,6 +71,18 @@ def the_same_noise(patch: Patch) -> None:
     patch.setattr(secret, "_key", lambda: bytes(32))
 
 
+def some_of_the_same_noise(patch: Patch) -> None:
+    """Every hundredth number has noise that was there before."""
+    real = noise.noised
+
+    def repeated(sums: np.ndarray, deviation: float) -> np.ndarray:
+        drawn = real(sums, deviation)
+        drawn.ravel()[::100] = sums.ravel()[::100] + deviation
+        return drawn
+
+    patch.setattr(dp_statistics, "noised", repeated)
+
+
 def images_summed(patch: Patch) -> None:
     """Every case is a row, not every patient."""
     patch.setattr(dp_statistics, "_units", lambda labelled, *_: [np.array([at]) for at in range(len(labelled))])
@@ -97,6 +109,7 @@ def columns_not_clipped(patch: Patch) -> None:
         (half_the_noise, "columns", NOISE),
         (the_same_noise, "features", NOISE),
         (the_same_noise, "columns", NOISE),
+        (some_of_the_same_noise, "features", NOISE),
         (half_the_noise, "survival", NOISE),
         (the_same_noise, "survival", NOISE),
         (cases_counted, "survival", SENSITIVITY),
@@ -111,3 +124,13 @@ def test_sums_that_are_broken_are_found_out(
     study = request.getfixturevalue(kind)
     broken(monkeypatch)
     assert found(study, name) is False
+
+
+def test_two_draws_that_meet_by_chance_are_no_repetition() -> None:
+    """On a grid of 2^-24 of the deviation, a release of a million numbers meets another one in a place now and then."""
+    one, other = (np.random.default_rng(seed).normal(size=1_000_000) for seed in (0, 1))
+    met = np.round(one * 2**24) == np.round(other * 2**24)
+    assert not repeats(one, np.where(met | (np.arange(len(one)) < 5), one, other))
+    assert not repeats(one[:90], np.where(np.arange(90) == 7, one[:90], other[:90]))
+    assert repeats(one[:90], np.where(np.arange(90) % 45 == 7, one[:90], other[:90]))
+    assert repeats(one, one)

@@ -89,6 +89,7 @@ def test_the_audit_of_every_study_that_ships_holds(name: str) -> None:
     """All that depends on the study; what does not is tried once, above."""
     found = [one.find() for one in attack(find_study(Path(name))[0], 200, allow_plain=True) if one.name not in ATTEMPTS]
     assert len(found) >= 5
+    assert "coordinator" in {one.name for one in found}
     assert [f"{one.name}: {one.words}" for one in found if one.fails] == []
 
 

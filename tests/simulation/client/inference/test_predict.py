@@ -73,12 +73,12 @@ def pointing(heats: torch.Tensor, masks: np.ndarray) -> float:
     return float(np.mean([mask.flat[int(heat.argmax())] for heat, mask in zip(heats, masks, strict=True)]))
 
 
-SLOW = pytest.mark.slow  # 225 passes over all lesions, by two networks
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least"), [("cam", 0.8), pytest.param("occlusion", 0.7, marks=SLOW)])
-def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path, truth: list[dict[str, str]]) -> None:
+@pytest.mark.parametrize(("name", "least", "every"), [("cam", 0.8, 1), ("occlusion", 0.7, 3)])
+def test_the_heat_falls_into_the_lesion(
+    name: str, least: float, every: int, phantoms: Path, truth: list[dict[str, str]]
+) -> None:
+    """Of every third lesion where a map takes 225 passes, by each of two networks."""
     from fedgraft.client.inference.cases import Reading, read_cases
 
     reader = LoadedModel(SOURCE)
@@ -94,7 +94,7 @@ def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path,
     (batch,) = reader.loader(some).batches([torch.arange(len(some))])
     found = torch.from_numpy(reader.shares(some)["cls"]).argmax(1) == labels
     assert found.sum() > 60
-    inputs, labels, masks = batch.inputs[found], labels[found], masks[found.numpy()]
+    inputs, labels, masks = batch.inputs[found][::every], labels[found][::every], masks[found.numpy()][::every]
     heats = HEATS[name](reader.local_model.model, inputs, "cls", labels)
     assert heats.shape == inputs[:, 0].shape
     assert heats.min() >= 0
