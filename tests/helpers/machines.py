@@ -14,6 +14,7 @@ from pathlib import Path
 _BOTH = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 _ONE = "unshare --net --mount --uts --pid --fork --kill-child --mount-proc"
 _ENTER = "nsenter -t {at} --net --mount --uts --pid=/proc/{at}/ns/pid_for_children"
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
 # Each of the two is held by a process that sleeps: it is there once the namespaces are.
@@ -44,7 +45,7 @@ cat >/dev/null # until whoever started this is gone
 
 def can_make_machines() -> bool:
     """Whether this system lets us."""
-    if not all(map(shutil.which, ("unshare", "nsenter", "ip", "mount"))):
+    if not all(shutil.which(name, path=_PATH) for name in ("unshare", "nsenter", "ip", "mount")):
         return False
     return subprocess.run([*_BOTH, *_ONE.split(), "true"], capture_output=True, check=False).returncode == 0
 
@@ -54,8 +55,10 @@ class Machines:
 
     def __init__(self, local: Path) -> None:
         command = [*_BOTH, "bash", "-c", _SETUP]
-        environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LOCAL": str(local)}
-        self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+        environment = {"PATH": _PATH, "LOCAL": str(local)}
+        self._holder = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        )
         assert self._holder.stdout is not None
         self._inside = self._holder.stdout.readline().split()
         assert len(self._inside) == len(ADDRESSES), "the namespaces could not be joined"

@@ -36,6 +36,8 @@ class ClusterWorker:
     gpu_share: float
     sites: tuple[str, ...] = ()
     waiting: deque[Message] = field(default_factory=deque)
+    starting: Any = None
+    """What comes once a process that replaces another is ready; a deadline counts from then."""
     current: Message | None = None
     reply: Any = None
     since: float = 0.0
@@ -79,12 +81,12 @@ class ClusterGrid(LocalGrid):
         del message_ids  # whoever pulls has pushed all that waits here
         for worker in self.workers:
             self._feed(worker)
-        busy = {worker.reply: worker for worker in self.workers if worker.current is not None}
+        busy = {worker.starting or worker.reply: worker for worker in self.workers if worker.current or worker.waiting}
         if not busy:
             return []
         ready, _ = ray.wait(list(busy), num_returns=1, timeout=self._patience())
         more, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
-        received = [self._receive(busy[one]) for one in dict.fromkeys([*ready, *more])]
+        received = [self._hear(busy[one]) for one in dict.fromkeys([*ready, *more])]
         for worker in self.workers:
             self._feed(worker)
         return [reply for reply in [*received, *map(self._overdue, self.workers)] if reply is not None]
@@ -116,11 +118,15 @@ class ClusterGrid(LocalGrid):
         return ray.remote(NodeWorker).options(**options).remote(self._places.cpus)
 
     def _again(self, worker: ClusterWorker) -> None:
+        """Another process, once the one before is surely gone: two must not write to a site's folder."""
+        import ray
+
+        ray.kill(worker.actor)
         worker.actor = self._start(worker.node)
-        worker.actor.load.remote(self._plugins)
+        worker.starting = worker.actor.load.remote(self._plugins)
 
     def _feed(self, worker: ClusterWorker) -> None:
-        if worker.current is not None or not worker.waiting:
+        if worker.current is not None or worker.starting is not None or not worker.waiting:
             return
         worker.current, worker.since = worker.waiting.popleft(), time.monotonic()
         frame, stored = freeze(worker.current, self._store)
@@ -135,42 +141,44 @@ class ClusterGrid(LocalGrid):
             self._stored[id(record)] = (record, ray.put(flat(record)))
         return self._stored[id(record)][1]
 
-    def _receive(self, worker: ClusterWorker) -> Message | None:
+    def _hear(self, worker: ClusterWorker) -> Message | None:
+        """The reply of a process, or None if it has only started, or has died."""
         import ray
 
         try:
-            frame, arrays = ray.get(worker.reply)
+            said = ray.get(worker.starting or worker.reply)
         except ray.exceptions.RayTaskError as error:
             raise RunError(
                 f"A process on {worker.node.address} cannot answer: {error.cause!r}", fix=_CONTINUE
             ) from None
         except ray.exceptions.RayError as error:
-            self._repeat(worker, type(error).__name__)
+            self._replace(worker, type(error).__name__)
+            return None
+        if worker.starting is not None:
+            worker.starting = None
             return None
         worker.current, worker.reply, worker.died = None, None, 0
-        return thaw(frame, arrays)
+        return thaw(*said)
 
-    def _repeat(self, worker: ClusterWorker, why: str) -> None:
+    def _replace(self, worker: ClusterWorker, why: str) -> None:
         """Give the message at hand of a process that has died to another one."""
-        assert worker.current is not None
-        site = self._configs[worker.current.metadata.dst_node_id].parent.name
+        if worker.current is not None:
+            worker.waiting.appendleft(worker.current)
+            worker.current, worker.reply = None, None
+        site = self._configs[worker.waiting[0].metadata.dst_node_id].parent.name
         said = f"The process on {worker.node.address} that simulated {site} has ended ({why})"
         if worker.died + 1 >= _TRIES:
             raise RunError(f"{said}, and so has the one before it.", fix=_CONTINUE)
         _log.warning("%s. Another one repeats the visit.", said)
-        worker.waiting.appendleft(worker.current)
-        worker.current, worker.died = None, worker.died + 1
+        worker.died += 1
         self._again(worker)
 
     def _overdue(self, worker: ClusterWorker) -> Message | None:
-        import ray
-
         if worker.current is None or (limit := deadline_of(worker.current)) is None:
             return None
         if time.monotonic() - worker.since < limit:
             return None
         late, worker.current, worker.reply = worker.current, None, None
-        ray.kill(worker.actor)
         self._again(worker)
         return Message(Error(NODE_EXPIRED), reply_to=late)
 

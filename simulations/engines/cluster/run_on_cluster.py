@@ -24,7 +24,7 @@ from fedgraft.simulations.engines.workers.pool import spread
 PLACES = "places.json"
 """In the run's folder: the sites by the node that has them."""
 
-_ROOM_S = 120.0
+_ROOM_S = 300.0
 _SAME = "Install the same on all nodes, and run `ray start` in it."
 _SHARE = "Nodes need a file system that they share, as the same user: put the run, the data and $FEDGRAFT_HOME there."
 
