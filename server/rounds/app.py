@@ -42,7 +42,7 @@ def main(grid: Grid, context: Context) -> None:
 
     `run`: the folder; `engine`: what carries the messages; `synthetic`: whether the data are phantoms; `away_s`: how
     long a round of a deployed run waits for a site, and `patience_s` for sites without which it cannot count. `ask`:
-    only ask what sites could supply.
+    only ask what sites could supply. `own_grid`: the grid is fedgraft's own, which answers for sites that are late.
     """
     config = context.run_config
     asks = bool(config.get("ask", False))
@@ -53,7 +53,8 @@ def main(grid: Grid, context: Context) -> None:
         if asks:
             _ask(grid, folder)
         else:
-            _run(grid, folder, engine, synthetic=bool(config["synthetic"]))
+            own = bool(config.get("own_grid", False))
+            _run(grid, folder, engine, synthetic=bool(config["synthetic"]), own_grid=own)
         return
     try:
         folder.take()
@@ -83,13 +84,20 @@ def _ask(grid: Grid, folder: RunFolder, presence: Presence | None = None) -> Non
     folder.pin(SupplyAgreement.of(study, found, datetime.now(UTC).isoformat(timespec="seconds")))
 
 
-def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool, presence: Presence | None = None) -> None:
+def _run(
+    grid: Grid,
+    folder: RunFolder,
+    engine: str,
+    *,
+    synthetic: bool,
+    own_grid: bool = False,
+    presence: Presence | None = None,
+) -> None:
     study = folder.study()
     folder.write("environment.json", environment(study.seed, engine))
     begin = initialise(study)
     tags = begin.model.tags()
-    ours = engine in ("inprocess", "pool")
-    fleet = GridFleet(grid, expires=ours, views=ours)
+    fleet = GridFleet(grid, expires=own_grid, views=own_grid)
     if presence is not None:
         from fedgraft.server.fleet.intake import WalledIntake, room_for, send_beside  # no simulation has a use for it
 

@@ -98,7 +98,7 @@ def compare(  # noqa: PLR0913 - they are what a comparison has
         arms=listed(arms),
         only=listed(only),
         quick=quick,
-        workers=how.workers,
+        workers=how.processes,
         threads=how.threads,
         track=listed(track),
     )

@@ -27,8 +27,9 @@ from fedgraft.server.tracking.tracker import Tracker, tracked, trackers
 from fedgraft.server.watch.progress import shown
 from fedgraft.simulations.api.runs import Run, load_run
 from fedgraft.simulations.api.site_logs import SiteLogs, explained
+from fedgraft.simulations.engines.engine import Engine, EngineName
 from fedgraft.simulations.engines.people import SimulatedDecision
-from fedgraft.simulations.engines.run import Engine, EngineName, check_hospitals, demand_simulated, prepare
+from fedgraft.simulations.engines.run import check_hospitals, demand_simulated, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import Scenario, find_scenario, source_faults
@@ -54,8 +55,9 @@ def simulate(  # noqa: PLR0913 - they are what a simulation has
     *,
     out: Path | str | None = None,
     engine: EngineName = "inprocess",
-    workers: int = 2,
+    workers: int | None = None,
     threads: int = 1,
+    ray_address: str | None = None,
     track: Sequence[str] = (),
     progress: bool | None = None,
     release: SimulatedDecision | None = None,
@@ -63,37 +65,40 @@ def simulate(  # noqa: PLR0913 - they are what a simulation has
     """Run a study over simulated hospitals on this machine, in the new folder `out` (`runs/STUDY` if not given).
 
     `scenario` may be left out where the study's file names one. `engine` is `inprocess`, `pool` (with `workers`
-    processes) or `ray`; `threads` are torch's per site. `track` names trackers: csv, tensorboard, mlflow, or one of
-    your own (entry point `fedgraft.trackers`). `progress` shows a bar: by itself on a terminal and in a
-    notebook. `release` says what the people of hospitals decide whose policy holds the last that leaves: sign, or
-    refuse. What is odd about the hospitals' data comes as warnings.
+    processes, 2 if not given) or `ray`, on this machine or on the Ray cluster at `ray_address`; `threads` are torch's
+    per site. `track` names trackers: csv, tensorboard, mlflow, or one of your own (entry point `fedgraft.trackers`).
+    `progress` shows a bar: by itself on a terminal and in a notebook. `release` says what the people of hospitals
+    decide whose policy holds the last that leaves: sign, or refuse. What is odd about the hospitals' data comes as
+    warnings.
 
     InputError for what cannot work, with every reason; RunError if the run fails on the way, and IncompleteError if
     sites were missing and the study does not say that fewer will do: `load_run` has all the same what there is.
     """
-    how, to = engine_of(engine, workers, threads), trackers(listed(track))
+    how, to = engine_of(engine, workers, threads, ray_address), trackers(listed(track))
     run = set_up(choose(study, (), scenario), None if out is None else Path(out), warn, release=release)
     return _finished(run, how, to, progress)
 
 
-def resume(
+def resume(  # noqa: PLR0913 - as above
     run: Path | str,
     *,
     engine: EngineName = "inprocess",
-    workers: int = 2,
+    workers: int | None = None,
     threads: int = 1,
+    ray_address: str | None = None,
     track: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Run:
     """Continue an interrupted run in its folder; it ends with the same bits as one that was not. Errors as above."""
     demand_simulated(Path(run))
-    return _finished(Path(run), engine_of(engine, workers, threads), trackers(listed(track)), progress)
+    return _finished(Path(run), engine_of(engine, workers, threads, ray_address), trackers(listed(track)), progress)
 
 
-def engine_of(name: str, workers: int, threads: int) -> Engine:
+def engine_of(name: str, workers: int | None, threads: int, ray_address: str | None = None) -> Engine:
     """How to carry out a simulation. StudyError for an engine that there is not, or of no workers or threads."""
+    values = {"name": name, "workers": workers, "threads": threads, "ray_address": ray_address}
     try:
-        return Engine.model_validate({"name": name, "workers": workers, "threads": threads})
+        return Engine.model_validate(values)
     except ValidationError as error:
         raise StudyError("the engine", describe(error, Engine)) from None
 

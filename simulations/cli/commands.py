@@ -25,8 +25,9 @@ from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.tracking.tracker import tracked, trackers
 from fedgraft.simulations.api.simulate import carry_out, choose, set_up
 from fedgraft.simulations.api.site_logs import SiteLogs, explained
+from fedgraft.simulations.engines.engine import Engine, EngineName
 from fedgraft.simulations.engines.people import SimulatedDecision
-from fedgraft.simulations.engines.run import Engine, EngineName, demand_simulated
+from fedgraft.simulations.engines.run import demand_simulated
 from fedgraft.simulations.partitions.parts import make_parts
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario
@@ -46,12 +47,14 @@ class SimulateRequest:
     release: SimulatedDecision | None = None
 
 
-def engine(name: str, workers: int, threads: int) -> Engine:
-    """The engine by name; InputError for one that does not exist."""
+def engine(name: str, workers: int | None, threads: int, ray_address: str | None = None) -> Engine:
+    """The engine by name; InputError for one that does not exist, or that has nothing to do with a Ray cluster."""
     names: tuple[EngineName, ...] = get_args(EngineName)
     if name not in names:
         raise InputError(f"--engine {name}: there is no such engine{instead(name, names)}.")
-    return Engine.model_validate({"name": name, "workers": workers, "threads": threads})
+    if ray_address is not None and name != "ray":
+        raise InputError(f"--ray-address {ray_address}: is for --engine ray.")
+    return Engine.model_validate({"name": name, "workers": workers, "threads": threads, "ray_address": ray_address})
 
 
 def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None:

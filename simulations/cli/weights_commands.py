@@ -62,7 +62,7 @@ def make_soup(refs: list[str], name: str) -> None:
 def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[str, ...]) -> None:
     """Run a study and keep its model as weights of their own, with the figures that it reached."""
     from fedgraft.simulations.cli.commands import SimulateRequest, simulate
-    from fedgraft.simulations.engines.run import Engine
+    from fedgraft.simulations.engines.engine import Engine
 
     demand_id(name)
     if out.exists() and any(out.iterdir()):

@@ -78,6 +78,7 @@ def _environment(folder: Path, port: int, threads: int) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_ADDRESS": "local",  # else Ray joins a cluster that somebody has started here, without a word
         "RAY_USAGE_STATS_ENABLED": "0",
         SAFE_PATH: "1",
         "OMP_NUM_THREADS": str(threads),

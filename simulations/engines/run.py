@@ -8,11 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
-from pydantic import PositiveInt
 
 from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
 from fedgraft.client.data.kinds import reader_plugin
@@ -28,13 +27,13 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, ResumeError
 from fedgraft.common.base.files import home, is_there, make_folder, private_folder, read_json, write_json
 from fedgraft.common.base.seeds import derive
-from fedgraft.common.base.value import Value
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.plugins.registry import loaded_digest, places
 from fedgraft.common.study.study import Study
 from fedgraft.server.report import build_report
 from fedgraft.server.rounds.app import app as server_app
 from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.simulations.engines.engine import Engine
 from fedgraft.simulations.engines.faults import Fault, FaultyGrid
 from fedgraft.simulations.engines.first_look import first_look
 from fedgraft.simulations.engines.grids import InProcessGrid, LocalGrid
@@ -55,19 +54,6 @@ OPEN = SitePolicy(
 
 _FACTS = "simulation.json"
 _ANEW = "Restore the folder as it was, or begin a new run with another --out."
-
-EngineName = Literal["inprocess", "pool", "ray"]
-
-
-class Engine(Value):
-    """How a simulation is carried out; it changes how long a run takes, never what it gives.
-
-    `threads` are torch's per site; another number may change the last digits.
-    """
-
-    name: EngineName = "inprocess"
-    workers: PositiveInt = 2
-    threads: PositiveInt = 1
 
 
 @dataclass(frozen=True)
@@ -253,18 +239,20 @@ def _names(out: Path) -> list[str]:
 
 
 def _carry_out(out: Path, engine: Engine, facts: Mapping[str, Any]) -> None:
-    if engine.name == "ray":
+    if engine.name == "ray" and engine.cluster is None:
         from fedgraft.simulations.engines.ray import run_with_ray
 
         if facts["faults"]:
-            raise InputError("The ray engine plays no faults.", fix="Use --engine inprocess or pool.")
+            raise InputError(
+                "Flower's runtime plays no faults.", fix="Use --engine inprocess or pool, or a Ray cluster."
+            )
         code = _places(out, RunFolder(out).study(), _names(out))
-        run_with_ray(out, (engine.workers, engine.threads), code, synthetic=bool(facts["synthetic"]))
+        run_with_ray(out, (engine.processes, engine.threads), code, synthetic=bool(facts["synthetic"]))
     else:
         names = _names(out)
         with torch_threads(engine.threads), _grid(out, names, engine, facts["faults"]) as grid:
-            context = Context(1, 1, {}, RecordDict(), _run_config(out, engine.name, bool(facts["synthetic"])))
-            server_app(grid, context)
+            config = _run_config(out, engine.name, bool(facts["synthetic"])) | {"own_grid": True}
+            server_app(grid, Context(1, 1, {}, RecordDict(), config))
 
 
 def simulated_cohort(study: Study, out: Path, site: str) -> Cohort:
@@ -280,18 +268,30 @@ def _run_config(out: Path, engine: str, synthetic: bool) -> dict[str, bool | str
 @contextmanager
 def _grid(out: Path, names: list[str], engine: Engine, faults: Mapping[str, object]) -> Iterator[Grid]:
     study = RunFolder(out).study()
+    if engine.cluster is not None:
+        from fedgraft.simulations.engines.cluster.run_on_cluster import cluster_grid
+
+        size = engine.workers, engine.threads
+        with cluster_grid(out, names, engine.cluster, size, _places(out, study, names)) as far:
+            yield _faulty(far, names, faults)
+        return
     configs = [out / "sites" / name / "site.json" for name in names]
     grid: LocalGrid
     if engine.name == "pool":
-        grid = PoolGrid(configs, engine.workers, [_files(path) for path in configs], _places(out, study, names))
+        grid = PoolGrid(configs, engine.processes, [_files(path) for path in configs], _places(out, study, names))
     else:
         grid = InProcessGrid(configs, deadlines=study.rounds.deadline_s is not None)
-    nodes = dict(zip(names, grid.get_node_ids(), strict=True))
-    played = {nodes[name]: Fault.model_validate(fault) for name, fault in faults.items()}
     try:
-        yield FaultyGrid(grid, played) if played else grid
+        yield _faulty(grid, names, faults)
     finally:
         grid.close()
+
+
+def _faulty(grid: LocalGrid, names: Iterable[str], faults: Mapping[str, object]) -> Grid:
+    """The grid with its sites' faults, if there are any."""
+    nodes = dict(zip(names, grid.get_node_ids(), strict=True))
+    played = {nodes[name]: Fault.model_validate(fault) for name, fault in faults.items()}
+    return FaultyGrid(grid, played) if played else grid
 
 
 def _places(out: Path, study: Study, names: Iterable[str]) -> tuple[str, ...]:

@@ -66,6 +66,7 @@ _debug = False
         "fedgraft simulate quickstart --out runs/one",
         "fedgraft simulate my.yaml --scenario hospitals.yaml --engine pool --workers 4",
         "fedgraft simulate --resume runs/one",
+        "fedgraft simulate my.yaml --engine ray --ray-address 10.0.0.1:6379",
     ),
 )
 def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
@@ -74,8 +75,13 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/STUDY if not given.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
     engine: Annotated[str, typer.Option(help="inprocess, pool (worker processes) or ray.")] = "inprocess",
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes of pool and ray.")] = 2,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes of pool and ray: 2, or on a cluster all that fit.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="torch threads per site.")] = 1,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster, HOST:PORT or auto, in place of this machine; or RAY_ADDRESS.")
+    ] = None,
     track: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, or one of your own.")] = None,
     release: Annotated[
         Literal["sign", "refuse"] | None,
@@ -95,7 +101,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         commands.SimulateRequest(
             study_file, scenario, out, resume, tuple(set_ or ()), tuple(track or ()), agreement, release
         ),
-        commands.engine(engine, workers, threads),
+        commands.engine(engine, workers, threads, ray_address),
         as_json=as_json,
     )
 

@@ -65,7 +65,7 @@ class PoolGrid(LocalGrid):
         self._names = count()
         self._start = process_server()
         self._workers = [self._hire(deque()) for _ in range(min(workers, len(configs)))]
-        self._home = _spread(list(self._configs), sizes or [1] * len(configs), len(self._workers))
+        self._home = spread(list(self._configs), sizes or [1] * len(configs), len(self._workers))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages for their nodes; the tensors of an exchange that is over make room."""
@@ -195,7 +195,7 @@ def _ended(code: int | None) -> str:
     return f"was killed ({name}{cause})"
 
 
-def _spread(nodes: Sequence[int], sizes: Sequence[int], workers: int) -> Mapping[int, int]:
+def spread(nodes: Sequence[int], sizes: Sequence[int], workers: int) -> Mapping[int, int]:
     """The worker of each node: the largest nodes first, each to the worker with the least so far."""
     loads, home = [0] * workers, {}
     for size, node in sorted(zip(sizes, nodes, strict=True), key=lambda pair: (-pair[0], pair[1])):

@@ -108,7 +108,7 @@ class SharedMessages:
         message = message_from_proto(ProtoMessage.FromString(proto))
         for name, head in heads.items():
             if head["file"] is None:
-                message.content[name] = _record(head["arrays"], memoryview(inline)[head["at"] :])
+                message.content[name] = record_of(head["arrays"], memoryview(inline)[head["at"] :])
             else:
                 message.content[name] = self._map(head, once)
         return message
@@ -139,7 +139,7 @@ class SharedMessages:
         with path.open("rb") as stream:
             flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
             view = memoryview(mmap.mmap(stream.fileno(), 0, flags=flags, prot=mmap.PROT_READ))
-        record = _record(head["arrays"], view)
+        record = record_of(head["arrays"], view)
         if once:
             path.unlink()
         else:
@@ -152,7 +152,8 @@ class SharedMessages:
         self._written.clear()
 
 
-def _record(arrays: list[Entry], view: memoryview) -> ArrayRecord:
+def record_of(arrays: list[Entry], view: memoryview) -> ArrayRecord:
+    """A tensor record whose arrays are views of bytes, where they lie one after the other."""
     record, at = ArrayRecord(), 0
     for key, dtype, shape, stype, size in arrays:
         array = Array(dtype, tuple(shape), stype, b"")
