@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import yaml
@@ -57,6 +58,7 @@ def init(folder: Path, out: Path) -> None:
         say(line)
     say(f"Written: {out / STUDY} and {out / SCENARIO}. Read them, and change what was guessed wrong.")
     say(f"Then: fedgraft study explain {out / STUDY}")
+    say(f"      fedgraft study suggest {out / STUDY}")
     say(f"      fedgraft simulate {out / STUDY} --out runs/{made.study['name']}")
 
 
@@ -67,7 +69,7 @@ def _name(folder: Path) -> str:
 
 
 def _write(path: Path, content: Mapping[str, Any], head: list[str]) -> None:
-    lines = [f"# {' '.join(line.split())}" for line in head]
+    lines = [row for line in head for row in wrap(line, 118, initial_indent="# ", subsequent_indent="#   ")]
     text = "\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
     write_atomic(path, text.encode())
 

@@ -42,6 +42,8 @@ class FoundPlace:
     """Names of sub-folders, where they are the labels."""
     sample: list[Path] = field(default_factory=list)
     """Some of its files, for sizes and colours."""
+    images: int = 0
+    """How many files of its kind it has, where these are images."""
     said: list[str] = field(default_factory=list)
     """What was guessed, and what was left out."""
 
@@ -108,6 +110,7 @@ def look(path: Path) -> FoundPlace:
     main = max(("dicom", "images", "nifti", "npz"), key=lambda kind: counts[kind])
     if counts[main]:
         place.kind, place.sample = main, kinds[main][:: max(1, len(kinds[main]) // _SAMPLE)]
+        place.images = len(kinds[main])
         _with_files(place, path, kinds[main], tables)
     elif tables:
         _table(place, tables)

@@ -14,9 +14,9 @@ from numpy.lib import format as npy
 from fedgraft.client.data.decoding.decoder import decode
 from fedgraft.common.base.errors import InputError
 from fedgraft.simulations.starting.columns import Columns
+from fedgraft.simulations.starting.defaults import FirstMethod, for_images, for_table
 from fedgraft.simulations.starting.look import FoundPlace, size_of
 
-_SIZES = (32, 64, 128, 224)
 _NO_FINDING = frozenset({"no finding", "no", "none", "normal"})
 _TASK = "cls"
 
@@ -36,11 +36,10 @@ def propose(found: Mapping[str, FoundPlace], name: str) -> StudyProposal:
     said = [f"{site}: {line}" if site else line for site, place in found.items() for line in place.said]
     task = _task(places, said)
     table = places[0].kind == "table"
-    given = _columns(places, said) if table else _images(places, said)
-    study: dict[str, Any] = {"name": name, "seed": 0, "scenario": "hospitals.yaml", "tasks": [task], "input": given}
-    study["model"] = _model(given, said)
-    rounds = {"rounds": 15, "local": {"epochs": 2, "batch_size": 16, "lr": 0.003}}
-    study["method"] = {"name": "fedavg", **rounds}
+    first = _table(places, task, said) if table else _images(places, said)
+    said += first.said()
+    study: dict[str, Any] = {"name": name, "seed": 0, "scenario": "hospitals.yaml", "tasks": [task]}
+    study |= {"input": first.input, "model": first.model, "method": first.method}
     if places[0].kind == "npz" or any(place.columns and place.columns.split for place in places):
         study["evaluate"] = {"every": 0}
         said.append("the data bring their own split, which is used; sites are evaluated at the end alone")
@@ -89,25 +88,34 @@ def _different(words: Iterable[str]) -> list[str]:
     return sorted(found.values())
 
 
-def _images(places: list[FoundPlace], said: list[str]) -> dict[str, Any]:
+def _images(places: list[FoundPlace], said: list[str]) -> FirstMethod:
+    images = sum(place.images for place in places)
     if places[0].kind == "npz":
-        side, colour = _shape_of(places[0].cohort["root"])
+        side, colour, images = _shape_of(places[0].cohort["root"])
     elif places[0].kind == "nifti":
         side, colour = 64, False
     else:
         looks = [size_of(place) for place in places]
         side, colour = min(side for side, _ in looks), any(colour for _, colour in looks)
-    size = max((one for one in _SIZES if one <= side), default=_SIZES[0])
+    first = for_images(side, colour=colour, images=images)
+    size = first.input["size"]
     said.append(f"images are brought to {size} x {size} pixels, {'in colour' if colour else 'grey'}")
-    return {"kind": "image", "size": size, "channels": 3 if colour else 1, "normalise": "zscore"}
+    return first
 
 
-def _shape_of(path: Path) -> tuple[int, bool]:
-    """The side of a benchmark's images, and whether they have colour, from the head of their array."""
+def _shape_of(path: Path) -> tuple[int, bool, int]:
+    """The side of a benchmark's images, whether they have colour, and how many train, from the head of their array."""
     with zipfile.ZipFile(path) as packed, packed.open("train_images.npy") as stream:
         version = npy.read_magic(stream)
         shape, _, _ = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
-    return int(np.min(shape[1:3])), len(shape) == 4 and shape[3] == 3
+    return int(np.min(shape[1:3])), len(shape) == 4 and shape[3] == 3, int(shape[0])
+
+
+def _table(places: list[FoundPlace], task: Mapping[str, Any], said: list[str]) -> FirstMethod:
+    columns = _columns(places, said)
+    answers = len(task["labels"] if "labels" in task else task["classes"])
+    width = len(columns.get("numeric", ())) + sum(map(len, columns.get("categorical", {}).values()))
+    return for_table(columns, answers=answers, width=width)
 
 
 def _columns(places: list[FoundPlace], said: list[str]) -> dict[str, Any]:
@@ -130,14 +138,6 @@ def _columns(places: list[FoundPlace], said: list[str]) -> dict[str, Any]:
         | ({"numeric": numeric} if numeric else {})
         | ({"categorical": categorical} if categorical else {})
     )
-
-
-def _model(given: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
-    """Random entries: what ships was made of generated images, and on real chest X-rays was worse than nothing."""
-    if given["kind"] == "table":
-        return {"backbone": "table_mlp", "weights": None}
-    said.append("the model begins from random entries; fedgraft study suggest ranks the weights that are there")
-    return {"backbone": "slim_resnet", "weights": None}
 
 
 def _scenario(found: Mapping[str, FoundPlace], name: str, task: Mapping[str, Any], said: list[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.base.files import load_tensors, read_json, write_json
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.models.initialise import initialise, make_model
 from fedgraft.common.protocol.choosing import chosen, side_by_side
@@ -29,7 +29,7 @@ from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.running.cells import cells, outcome
 from fedgraft.simulations.compare.running.cells import run as run_cells
-from fedgraft.simulations.engines.run import Engine, prepare
+from fedgraft.simulations.engines.run import Engine, Hospitals, prepare
 from helpers.runs import page_of
 from helpers.simulated import resume, simulate, stopped_at
 from helpers.tables import Floats, Trial, head, populations, sgd, slope, study, trial
@@ -242,6 +242,33 @@ def test_statistics_of_norm_layers_that_lag_behind_do_not_decide(make_study: Any
     answer = a_site(asked, ours, tmp_path / "chooses").visit(together)
     assert isinstance(answer, Update)
     assert answer.cluster == "cluster_1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", ["all", "heads"])
+def test_nobody_leaves_what_learnt_on_frozen_features_for_what_never_trained(
+    hospitals: Hospitals, make_study: Any, tmp_path: Path, own: str
+) -> None:
+    """Heads on a frozen backbone, then all entries: the features that decide are those that heads have learnt on.
+
+    Whether a hospital keeps its features or computes them anew changes no choice, and no bit.
+    """
+    local = {"steps": 8, "batch_size": 8, "lr": 0.01}
+    asked = make_study(method={"name": "lp_ft", "rounds": 4, "local": local}, clusters=TWO | {"own": own})
+    models = []
+    for keeps in (True, False):
+        run = tmp_path / f"keeps-{keeps}"
+        prepare(asked, hospitals, run)
+        for path in run.glob("sites/*/site.json"):
+            content = read_json(path)
+            content["policy"]["keep_features"] = keeps
+            write_json(path, content)
+        resume(run)
+        taken = [{*row["chosen"].values()} for row in rows(run)[:-1]]
+        assert len(taken[0]) == 1  # the other model's heads are as random as they began
+        assert taken == [taken[0]] * 4
+        models.append(model(run, *taken[0]))
+    assert all(np.array_equal(array, models[1][key]) for key, array in models[0].items())
 
 
 def test_what_models_share_travels_once() -> None:

@@ -94,6 +94,7 @@ LAYOUTS: dict[Callable[[Path], None], tuple[str, ...]] = {
     a_table_with_hospitals: (
         "classes: alive, dead",
         "1 columns are numbers, 1 are words",
+        "the model is a logistic regression from sums",
         "left out: the columns comment",
         "hospitals are the values of column 'hospital'",
     ),
@@ -104,7 +105,7 @@ LAYOUTS: dict[Callable[[Path], None], tuple[str, ...]] = {
     ),
     hospitals_in_folders: ("2 hospitals: east, north", "east: labels are in images.csv"),
     dicom: ("joined by patient in column 'PatientID'",),
-    nifti: ("classes: nodule, none",),
+    nifti: ("classes: nodule, none", "begins from random entries"),
     benchmark: ("2 classes, whose names the file does not say", "the data bring their own split"),
 }
 
