@@ -176,7 +176,7 @@ def shuffled(indices: Tensor, size: int, generator: torch.Generator) -> list[Ten
     A rest of one case joins the group before it: norm layers cannot be trained on a single case.
     """
     count = indices.shape[0]
-    mixed = indices[torch.randperm(count, generator=generator)]
+    mixed = indices.index_select(0, torch.randperm(count, generator=generator))
     groups = [mixed] if 0 < count <= size else list(torch.split(mixed, size))
     if len(groups) > 1 and len(groups[-1]) == 1 < size:
         last = groups.pop()

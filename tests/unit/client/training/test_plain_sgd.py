@@ -16,7 +16,7 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
 
 
-@pytest.mark.parametrize(("momentum", "weight_decay"), product((0.0, 0.9), (0.0, 0.05)))
+@pytest.mark.parametrize(("momentum", "weight_decay"), [*product((0.0, 0.9), (0.0, 0.05))])
 def test_every_bit_is_that_of_torch(momentum: float, weight_decay: float) -> None:
     """Two groups with rates that change, and one entry that gets no gradient in some steps."""
     ours, theirs = net(), net()
