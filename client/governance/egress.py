@@ -98,10 +98,6 @@ class EgressEntry:
     hash: str = ""
     """SHA-256 of all that the line says and of the line before it, 64 hex digits."""
 
-    def content(self) -> bytes:
-        """All that the line says but its own hash, as canonical JSON."""
-        return canonical_json({name: getattr(self, name) for name in _FIELDS})
-
 
 @dataclass(frozen=True)
 class _Line:
@@ -128,8 +124,12 @@ class EgressLog:
         self._path = self._files.active
         self._held = Held.of(state, witness)
         self._witnesses = tuple(path.with_name(_WITNESS) for path in (self._held.witness, self._held.ledger))
+        self._folders = [str(path.parent) for path in self._witnesses]
+        self._paths = [str(path) for path in (*self._witnesses, self._held.ledger)]
         self._sync = sync
         self._end = (0, 0, FIRST)
+        self._own: tuple[EgressEntry, bytes] | None = None
+        """The line that this process has written last, and its bytes."""
 
     def record(self, study: str, answer: SiteAnswer | Greeting | Answer, why: str) -> None:
         """Put a message on disk as about to leave. OSError if that cannot be done, and then it must not leave."""
@@ -156,9 +156,9 @@ class EgressLog:
 
         The second place is the ledger's folder: whoever restores the log and its witness, and not the ledger, is found.
         """
-        first, *others = self._witnesses
-        copies = [path for path in others if os.path.exists(path)]  # noqa: PTH110 - asked at every visit
-        if not os.path.exists(first) and not any(self._files.sizes().values()):  # noqa: PTH110
+        (first, *others), (at, *places, _) = self._witnesses, self._paths
+        copies = [path for path, place in zip(others, places, strict=True) if os.path.exists(place)]  # noqa: PTH110
+        if not os.path.exists(at) and not any(self._files.sizes().values()):  # noqa: PTH110 - asked at every visit
             return [read_slots(path) for path in copies]
         return [read_slots(path) for path in (first, *copies)]
 
@@ -169,7 +169,8 @@ class EgressLog:
                 self._bear_witness(FIRST)  # from now on the log cannot be gone
             at = datetime.now(UTC).isoformat(timespec="seconds")
             known = {name: sorted(words) for name, words in small_records(self._path.parent).items()}
-            content = _entry(last, at, line, self._ledger(line), known).content()
+            facts = _facts(last, at, line, self._ledger(line), known)
+            content = canonical_json(facts)
             seal = hashlib.sha256(content).hexdigest()
             data = content[:-1] + _end(seal)
             written = os.write(descriptor, data)
@@ -179,13 +180,14 @@ class EgressLog:
             if self._sync:
                 os.fdatasync(descriptor)
             mark = Mark(last.seq + 1, seal)
+            self._own = None if line.kind in DECISIONS else (EgressEntry(**facts, hash=seal), data)
             self._end = (os.fstat(descriptor).st_ino, size + len(data), mark)
             if unseen or self._is_sound(last):
                 self._bear_witness(mark)
 
     def _bear_witness(self, mark: Mark) -> None:
-        for path in self._witnesses:
-            if path is self._witnesses[0] or path.parent.is_dir():
+        for path, folder in zip(self._witnesses, self._folders, strict=True):
+            if path is self._witnesses[0] or os.path.isdir(folder):  # noqa: PTH112 - asked at every visit
                 write_slots(path, mark, sync=self._sync)
 
     def _is_sound(self, last: Mark) -> bool:
@@ -201,7 +203,7 @@ class EgressLog:
         return set(seen) <= known
 
     def _ledger(self, line: _Line) -> dict[str, Any] | None:
-        if not os.path.exists(self._held.ledger):  # noqa: PTH110 - asked at every visit
+        if not os.path.exists(self._paths[-1]):  # noqa: PTH110 - asked at every visit
             return None
         try:
             mark, account = ledger_mark(self._held.ledger, line.study)
@@ -217,6 +219,12 @@ class EgressLog:
 
     def after(self, mark: Mark, size: int) -> Iterator[tuple[EgressEntry, int]]:
         """The messages after the one of `mark`, which ends at byte `size`; each checked, with the byte it ends at."""
+        if self._own is not None and self._own[0].previous == mark.hash and self._own[0].seq == mark.seq + 1:
+            entry, line = self._own
+            # It was sealed in this process, and these are its bytes: what reading it would say is known.
+            if self._files.ends_with(line, size):
+                yield entry, size + len(line)
+                return
         if not (files := self._files.sizes()):
             if size:
                 raise LedgerError(f"{self._path}: is gone.", fix=STUCK)
@@ -285,12 +293,14 @@ def _line(study: str, answer: SiteAnswer | Greeting | Answer, why: str) -> _Line
     assert_never(answer)
 
 
-def _entry(
+def _facts(
     last: Mark, at: str, line: _Line, ledger: Mapping[str, Any] | None, known: Mapping[str, Sequence[str]]
-) -> EgressEntry:
+) -> dict[str, Any]:
+    """All that a line says but its own hash, by the names of `_FIELDS`."""
     tensors, metrics = _described(line.tensors), _described(line.metrics)
     place = line.study, line.exchange, line.kind, line.why
-    return EgressEntry(last.seq + 1, at, *place, tensors, metrics, line.words, ledger, known, last.hash)
+    said = (last.seq + 1, at, *place, tensors, metrics, line.words, ledger, known, last.hash)
+    return dict(zip(_FIELDS, said, strict=True))
 
 
 def _described(arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...], str]]:

@@ -26,15 +26,32 @@ class EgressFiles:
 
     def __init__(self, state: Path) -> None:
         self.active = state / "egress.jsonl"
+        self._folder, self._active = str(state), str(self.active)
 
     def sealed(self) -> list[Path]:
         """The files that are full, in the order in which they were written."""
-        folder = self.active.parent
         try:
-            names = os.listdir(folder)  # noqa: PTH208 - asked several times at every visit
+            names = os.listdir(self._folder)  # noqa: PTH208 - asked several times at every visit
         except FileNotFoundError:
             return []
-        return [folder / name for name in sorted(names) if _SEALED.fullmatch(name)]
+        found = [name for name in names if name.startswith("egress-") and _SEALED.fullmatch(name)]
+        return [self.active.with_name(name) for name in sorted(found)]
+
+    def ends_with(self, line: bytes, size: int) -> bool:
+        """Whether the log is this line after `size` bytes, and nothing else, on the disk as it is now.
+
+        False also where it cannot be said at a glance: while files are sealed, or if they cannot be read.
+        """
+        try:
+            start = size - sum(os.stat(path).st_size for path in self.sealed())  # noqa: PTH116 - as above
+            descriptor = os.open(self._active, os.O_RDONLY)
+            try:
+                whole = os.fstat(descriptor).st_size == start + len(line)
+                return whole and start >= 0 and os.pread(descriptor, len(line) + 1, start) == line
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return False
 
     def sizes(self) -> dict[Path, int]:
         """All files that there are, in order, each with its bytes; also while others write and seal."""
@@ -108,7 +125,7 @@ class EgressFiles:
 
     def _is_active(self, descriptor: int) -> bool:
         try:
-            return os.fstat(descriptor).st_ino == self.active.stat().st_ino
+            return os.fstat(descriptor).st_ino == os.stat(self._active).st_ino  # noqa: PTH116 - as above
         except FileNotFoundError:
             return False
 
@@ -118,7 +135,7 @@ class EgressFiles:
 
     def _open(self) -> int:
         try:
-            return os.open(self.active, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            return os.open(self._active, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except FileNotFoundError:
             make_folder(self.active.parent)
             return os.open(self.active, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)

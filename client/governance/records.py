@@ -155,6 +155,8 @@ class Records:
             yield f"The record of used masks does not have {len(forgotten)} masks that the egress log tells of."
 
     def _small(self) -> Iterator[str]:
+        if not any(self._told.small.values()):
+            return  # none can have been forgotten
         now = small_records(self._config.state)
         for name, words in self._told.small.items():
             if forgotten := words - now[name]:
@@ -176,14 +178,15 @@ class Records:
 
     def _study(self, study: str) -> Iterator[str]:
         done = self._told.exchanges.get(study, set()) | self._charged.get(study, set())
-        if forgotten := done - self._taken_up(self._config, study):
+        if forgotten := done.difference(self._taken_up(self._config, study)):
             place = self._config.folder(study) / "progress" / f"{study[:16]}.log"
             told = f"lacks exchange {min(forgotten)}, which was answered or paid"
             yield f"The record of study {study[:12]} {told}: {place}."
         refused = {at for told, at in self._told.refused if told == study}
         if refused and (forgotten := refused - _refused(self._config, study)):
             yield f"What people refused to release of study {study[:12]}, exchange {min(forgotten)}, is not on record."
-        if study in self._told.greeted and not (self._config.state / "studies" / f"{study}.json").exists():
+        kept = f"{self._config.state}/studies/{study}.json"
+        if study in self._told.greeted and not os.path.exists(kept):  # noqa: PTH110 - asked at every visit
             yield f"Study {study[:12]} was taken in, and is not among the studies any more."
 
 
@@ -198,8 +201,7 @@ def _refused(config: SiteConfig, study: str) -> set[int]:
 
 def kept_answers(state: Path) -> set[tuple[str, int]]:
     """Study (its digest) and exchange of all answers with noise that are kept, and so must have been charged."""
-    folder = state / "replies"
-    if not os.path.isdir(folder):  # noqa: PTH112 - asked at every visit
+    if not os.path.isdir(f"{state}/replies"):  # noqa: PTH112 - asked at every visit
         return set()
-    found = ((path.parent.name, path.stem) for path in listed(folder, "*/*.safetensors"))
+    found = ((path.parent.name, path.stem) for path in listed(state / "replies", "*/*.safetensors"))
     return {(study, int(number)) for study, number in found if number.isdigit()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -159,13 +161,19 @@ class Sessions(threading.local):
 
 def exchanges_of(config: SiteConfig, digest: str) -> frozenset[int]:
     """The exchanges of a study that the site's record of progress has."""
-    return taken_up(progress_file(config.folder(digest), digest))
+    return taken_up(_record_of(config.folder(digest), digest))
+
+
+@lru_cache(maxsize=4096)
+def _record_of(folder: Path, digest: str) -> Path:
+    """Where the record of progress is: asked at every visit."""
+    return progress_file(folder, digest)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
     """What changes when a file is written or replaced, even if its own time is set back."""
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116 - asked twice at every visit
     except OSError:
         return 0, 0, 0
     return found.st_ctime_ns, found.st_size, found.st_ino

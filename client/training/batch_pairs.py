@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedgraft.client.training.augment import augmented
 from fedgraft.client.training.losses.base import ForwardOutput, RoundContext
+from fedgraft.client.training.model.autocast import half_precision
 from fedgraft.client.training.model.errors import TooFewCases
 from fedgraft.client.training.model.loader import Batch, Loader, shuffled
 from fedgraft.client.training.model.local_model import LocalModel
@@ -33,7 +34,9 @@ def pairs(loader: Loader, groups: Sequence[Tensor], spec: Gradient, round_contex
 
     Raises TooFewCases if the source has too few.
     """
-    draw = torch.Generator().manual_seed(derive(round_context.seed, "augment"))
+    draw = None
+    if spec.augment is not None:
+        draw = torch.Generator().manual_seed(derive(round_context.seed, "augment"))
     others: Iterator[Batch | None] = repeat(None)
     if Requirement.SOURCE in requirements(spec.losses):
         source = round_context.visit_context.source
@@ -47,7 +50,7 @@ def look(body: TransferModel | Heads, pair: Pair, *, features: bool) -> tuple[Fo
     """What the model says of a pair, in one pass: norm layers then take their statistics from both domains together."""
     target, source = pair
     inputs = target.inputs if source is None else torch.cat([target.inputs, source.inputs])
-    with torch.autocast("cuda", torch.bfloat16, enabled=inputs.device.type == "cuda"):
+    with half_precision(inputs.device):
         z, outputs = body.both(inputs) if features else (None, body(inputs))
     if source is None:
         return ForwardOutput(target, outputs, z), None
@@ -69,8 +72,8 @@ def parted(batch: Batch, local_model: LocalModel, weights: Mapping[str, Tensor])
     return [replace(part, share=share) for part, share in zip(parts, shares, strict=True)]
 
 
-def _changed(batch: Batch, spec: Gradient, draw: torch.Generator) -> Batch:
-    return batch if spec.augment is None else augmented(batch, spec.augment, draw)
+def _changed(batch: Batch, spec: Gradient, draw: torch.Generator | None) -> Batch:
+    return batch if spec.augment is None or draw is None else augmented(batch, spec.augment, draw)
 
 
 def _drawn(source: Loader, count: int, size: int, seed: int) -> list[Tensor]:

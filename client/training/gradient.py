@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from fedgraft.client.training.losses.objective import Objective
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.loader import Batch, Loader, shuffled
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.client.training.model.plain_sgd import PlainSgd
 from fedgraft.client.training.rollback import guesses, holds
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.models.model import Heads, TransferModel
@@ -75,7 +77,7 @@ def _train(
     local_model.model.freeze(changes, fixed_norm_stats=not trains_norm_statistics(local_model, changes))
     if not local_model.model.training:
         local_model.model.train()
-    optimiser = optimiser_for(local_model, spec, changes)
+    optimiser = _quick_optimiser(local_model, spec, changes)
     rates = [group["lr"] for group in optimiser.param_groups]
     ahead = Ahead(spec.inner_steps, [local_model.parameters[key] for key in changes if key in local_model.parameters])
     weights = _class_weights(local_model, loader, spec, indices)
@@ -90,7 +92,7 @@ def _train(
                 factor = rate_factor(spec, progress)
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
             parts = parted(pair[0], local_model, weights)
             one_pass = partial(_pass, objective, body, parts, pair[1], progress)
             loss = objective.leave_gradients(one_pass, progress)
@@ -99,15 +101,16 @@ def _train(
                 _step(spec, optimiser)
             else:
                 ahead.lead()
-            loss_sum += loss * len(pair[0].indices)
-            seen += len(pair[0].indices)
+            cases = pair[0].indices.shape[0]
+            loss_sum += loss * cases
+            seen += cases
     mean = float(loss_sum) / seen
     if not math.isfinite(mean) or not local_model.finite(
         changes
     ):  # the last step can break what the loss has not yet seen
         raise Diverged
     objective.finish()
-    return {"loss": mean, "steps": len(groups), "examples": len(indices)}
+    return {"loss": mean, "steps": len(groups), "examples": indices.shape[0]}
 
 
 def _pass(
@@ -123,7 +126,7 @@ def _pass(
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def _step(spec: Gradient, optimiser: torch.optim.Optimizer) -> None:
+def _step(spec: Gradient, optimiser: torch.optim.Optimizer | PlainSgd) -> None:
     if spec.clip_norm is not None:
         nn.utils.clip_grad_norm_((p for g in optimiser.param_groups for p in g["params"]), spec.clip_norm)
     optimiser.step()
@@ -131,7 +134,7 @@ def _step(spec: Gradient, optimiser: torch.optim.Optimizer) -> None:
 
 def _groups(indices: Tensor, spec: Gradient, seed: int) -> list[Tensor]:
     """Batches of one visit: whole epochs, or exactly `steps` of as many epochs as that takes."""
-    if not len(indices):
+    if not indices.shape[0]:
         return []
     generator = torch.Generator().manual_seed(derive(seed, "batches"))
     if spec.epochs:
@@ -145,16 +148,30 @@ def _groups(indices: Tensor, spec: Gradient, seed: int) -> list[Tensor]:
 
 def optimiser_for(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> torch.optim.Optimizer:
     """The optimiser asked for, over the parameters among `changes`; heads and the rest have their own rates."""
+    groups = _rates(local_model, spec, changes)
+    fused = True if local_model.device.type == "cuda" else None  # one kernel for all entries in place of many
+    if spec.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=spec.lr, weight_decay=spec.weight_decay, fused=fused)
+
+
+def _quick_optimiser(
+    local_model: LocalModel, spec: Gradient, changes: Sequence[str]
+) -> torch.optim.Optimizer | PlainSgd:
+    """The same, with less around each step where that makes no difference to any bit."""
+    if spec.optimiser == "sgd" and local_model.device.type == "cpu":
+        return PlainSgd(_rates(local_model, spec, changes), spec.momentum, spec.weight_decay)
+    return optimiser_for(local_model, spec, changes)
+
+
+def _rates(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> list[dict[str, Any]]:
+    """The parameters among `changes` by their rate of learning, those of heads last."""
     rates: dict[float, list[nn.Parameter]] = {}
     for key in sorted(
         (key for key in changes if key in local_model.parameters), key=lambda k: _is_head(local_model, k)
     ):
         rates.setdefault(rate_of(spec, local_model.tags[key]), []).append(local_model.parameters[key])
-    groups = [{"params": params, "lr": rate} for rate, params in rates.items()]
-    fused = True if local_model.device.type == "cuda" else None  # one kernel for all entries in place of many
-    if spec.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=fused)
-    return torch.optim.AdamW(groups, lr=spec.lr, weight_decay=spec.weight_decay, fused=fused)
+    return [{"params": params, "lr": rate} for rate, params in rates.items()]
 
 
 def _is_head(local_model: LocalModel, key: str) -> bool:

@@ -133,9 +133,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical_json(content: Any) -> bytes:
     """`content` as JSON with one form only: keys sorted, no spaces, UTF-8. ValueError for NaN or infinity."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _CANONICAL.encode(content).encode()
 
 
 def write_json(path: Path, content: Any, *, private: bool = True, sync: bool = True) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -95,6 +95,11 @@ class TransferModel(nn.Module):
             return z, {task: head(z) for task, head in self.heads.items()}
         z, maps = feature_maps(self.backbone, x)
         return z, {task: head(x, maps) if task in self.decodes else head(z) for task, head in self.heads.items()}
+
+    @cached_property
+    def bare_heads(self) -> Heads:
+        """The linear heads, for cases whose features are known; no entry of the state, nor does it see `train()`."""
+        return Heads(self)
 
     def tags(self) -> dict[str, Tag]:
         """Role, depth and task of every state entry, in the order of the state."""

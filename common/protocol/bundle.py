@@ -70,12 +70,17 @@ def form_of(shape: object, dtype: np.dtype[Any]) -> tuple[tuple[int, ...], int]:
 
 def pack_bundle(arrays: Arrays) -> bytes:
     """Many arrays as one: 4 bytes with the length of a JSON list of name, type and shape, the list, the arrays."""
-    index = [(key, type_that_travels(array), array.shape) for key, array in arrays.items()]
-    text = json.dumps(index).encode()
+    text = _index_text(tuple([(key, type_that_travels(array), array.shape) for key, array in arrays.items()]))
     parts = [len(text).to_bytes(4, "little"), text, bytes(-(4 + len(text)) % _ALIGN)]
     for array in arrays.values():
         parts += [array.tobytes(), bytes(-array.nbytes % _ALIGN)]
     return b"".join(parts)
+
+
+@lru_cache(maxsize=64)
+def _index_text(index: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
+    """The list as bytes: the same in every message of a stage."""
+    return json.dumps(index).encode()
 
 
 def unpack_bundle(data: memoryview) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ def read(text: object) -> dict[str, Any]:
     if not isinstance(text, str) or len(text) > LARGEST_TEXT:
         raise WireError("no words")
     try:
-        words = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
+        words = _READER.decode(text)
     except WireError:
         raise
     except (ValueError, RecursionError, MemoryError):
@@ -41,7 +41,7 @@ def read(text: object) -> dict[str, Any]:
 
 def write(words: Mapping[str, Any]) -> str:
     """The same as text. ValueError for a number that is not finite, which nobody would take."""
-    return json.dumps(words, allow_nan=False)
+    return _WRITER.encode(words)
 
 
 def text(words: Mapping[str, Any], key: str) -> str:
@@ -118,3 +118,8 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise WireError("a key twice")
         found[key] = value
     return found
+
+
+_READER = json.JSONDecoder(parse_constant=_no_number, object_pairs_hook=_once)
+_WRITER = json.JSONEncoder(allow_nan=False)
+"""Made once: every message is read and written by them."""

@@ -114,7 +114,7 @@ class GridFleet:
         patience_s = None if names is None else (_LATER_S if self._asked else _GREET_S)
         now = time.monotonic()
         nodes = [node for node in present if self._due(node, now)]
-        records = wire.pack_hello(hello)
+        records = wire.pack_hello(hello) if nodes else RecordDict()
         messages = {node: Message(records, dst_node_id=node, message_type=wire.HELLO, ttl=patience_s) for node in nodes}
         self._asked |= dict.fromkeys(nodes, now)
         away = self._expected - self._nodes.keys() - set((names or {}).values())

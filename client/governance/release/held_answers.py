@@ -5,11 +5,12 @@ What leaves in the end is what lay here and was decided on, to the bit: nothing 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,13 +97,16 @@ class HeldAnswers:
 
     def __init__(self, state: Path, digest: str) -> None:
         self._folder = state / FOLDER / digest
+        self._place = str(self._folder)
 
     def all(self) -> tuple[HeldAnswer, ...]:
         """All of them in order. InputError if a file is not as it was written."""
-        with contextlib.suppress(FileNotFoundError):
-            names = sorted(path for path in self._folder.iterdir() if path.match("[0-9]*.json"))
-            return tuple(self._read(path) for path in names)
-        return ()
+        try:
+            names = os.listdir(self._place)  # noqa: PTH208 - asked twice at every visit, and there may be none
+            own = [self._folder / name for name in sorted(names) if fnmatchcase(name, "[0-9]*.json")]
+            return tuple(self._read(path) for path in own)
+        except FileNotFoundError:
+            return ()
 
     def hold(self, study: Study, place: tuple[str, int], update: Update, received: Arrays, why: str) -> HeldAnswer:
         """Put an answer on disk, with the model that came; `place` is stage and round, `why` the policy's grounds."""

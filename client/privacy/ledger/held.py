@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from fedgraft.client.privacy.ledger.hash_chain import witness_folder
@@ -24,7 +25,12 @@ class Held:
 
     def exists(self) -> bool:
         """Whether there is a ledger, or was one."""
-        return os.path.exists(self.ledger) or os.path.exists(self.witness)  # noqa: PTH110 - asked at every visit
+        return any(map(os.path.exists, self._places))
+
+    @cached_property
+    def _places(self) -> tuple[str, str]:
+        """Asked at every visit."""
+        return str(self.ledger), str(self.witness)
 
     def open(self, epsilon_max: float) -> Ledger:
         """The site's ledger; LedgerError if it cannot be trusted."""

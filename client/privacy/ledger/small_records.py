@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedgraft.common.base.disk import listed
@@ -27,10 +29,12 @@ SmallRecords = Mapping[str, frozenset[str]]
 
 def small_records(state: Path) -> SmallRecords:
     """All of them by name. A file that is damaged knows nothing."""
+    there = [os.path.exists(place) for place in _places(state)]  # noqa: PTH110 - asked twice at every visit
+    if not any(there):
+        return _NOTHING
     public, shown, answered = (_content(state / name) for name in (PUBLIC, SHOWN, ANSWERED))
     folder = state / RELEASES
-    there = os.path.isdir(folder)  # noqa: PTH112 - asked at every visit
-    released = (path.relative_to(folder) for path in (listed(folder, "*/*.safetensors") if there else ()))
+    released = (path.relative_to(folder) for path in (listed(folder, "*/*.safetensors") if there[-1] else ()))
     return {
         PUBLIC: frozenset(f"{unit}={count}" for unit, count in public.items()) if isinstance(public, dict) else _NONE,
         SHOWN: frozenset(map(str, shown)) if isinstance(shown, list) else _NONE,
@@ -54,6 +58,13 @@ def remember(state: Path, shown: Iterable[str], public: Iterable[str], answered:
 
 
 _NONE: frozenset[str] = frozenset()
+_NOTHING: SmallRecords = MappingProxyType(dict.fromkeys((PUBLIC, SHOWN, ANSWERED, RELEASES), _NONE))
+
+
+@lru_cache(maxsize=4096)
+def _places(state: Path) -> tuple[str, str, str, str]:
+    """Where they are, the folder of figures last."""
+    return f"{state}/{PUBLIC}", f"{state}/{SHOWN}", f"{state}/{ANSWERED}", f"{state}/{RELEASES}"
 
 
 def _content(path: Path) -> Any:

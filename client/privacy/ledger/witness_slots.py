@@ -92,8 +92,11 @@ def _write_over(descriptor: int, place: int, data: bytes) -> None:
 
 
 def _newest(descriptor: int) -> _Slot | None:
-    found = (_slot(place, os.pread(descriptor, _LENGTH, place * _BLOCK)) for place in (0, 1))
-    return max((slot for slot in found if slot is not None), key=lambda slot: slot.turn, default=None)
+    first = _slot(0, os.pread(descriptor, _LENGTH, 0))
+    second = _slot(1, os.pread(descriptor, _LENGTH, _BLOCK))
+    if first is None or second is None:
+        return first or second
+    return second if second.turn > first.turn else first
 
 
 def _text(turn: int, mark: Mark) -> bytes:

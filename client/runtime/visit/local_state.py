@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ class LocalState:
     def __init__(self, folder: Path, *, sync: bool = True) -> None:
         """Without `sync` what is kept survives a kill of the process, and not a loss of power."""
         self._folder = folder
+        self._place = str(folder)
         self._sync = sync
         self._latest: tuple[int, dict[str, np.ndarray]] | None = None
 
@@ -55,6 +58,7 @@ class LocalState:
 
     def _paths(self) -> list[Path]:
         try:
-            return sorted(path for path in self._folder.iterdir() if path.match("[0-9]*.safetensors"))
+            names = os.listdir(self._place)  # noqa: PTH208 - asked at every visit, and there may be none
         except FileNotFoundError:
             return []
+        return [self._folder / name for name in sorted(names) if fnmatchcase(name, "[0-9]*.safetensors")]

@@ -7,7 +7,6 @@ one per greeting. A line that was torn by a crash never led to an answer.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 from dataclasses import dataclass, replace
@@ -42,6 +41,7 @@ class Progress:
     def __init__(self, path: Path, *, sync: bool = True) -> None:
         """Without `sync` the record survives a kill of the process, not a loss of power: enough for a simulation."""
         self._path = path
+        self._place = str(path)
         self._sync = sync
         self._known = _Known()
 
@@ -80,8 +80,11 @@ class Progress:
         self._append(f"{step.exchange} {step.stage if work else _LOOKED}")
 
     def _append(self, words: str) -> None:
-        make_folder(self._path.parent)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            descriptor = self._open()
+        except FileNotFoundError:
+            make_folder(self._path.parent)
+            descriptor = self._open()
         try:
             # The line before may have been torn by a crash; it must not swallow this one.
             os.write(descriptor, f"\n{words}\n".encode())
@@ -90,9 +93,12 @@ class Progress:
         finally:
             os.close(descriptor)
 
+    def _open(self) -> int:
+        return os.open(self._place, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
     def _read(self) -> _Known:
         try:
-            size = os.stat(self._path).st_size  # noqa: PTH116 - asked at every visit
+            size = os.stat(self._place).st_size  # noqa: PTH116 - asked at every visit
         except FileNotFoundError:
             size = 0
         if size < self._known.size:
@@ -115,15 +121,49 @@ def progress_file(folder: Path, digest: str) -> Path:
 
 def taken_up(path: Path) -> frozenset[int]:
     """All exchanges on a record, those of earlier courses of the study as well."""
+    folder, own = str(path.parent), path.name
     while True:
         try:
-            names = os.listdir(path.parent)  # noqa: PTH208 - asked at every visit
+            names = os.listdir(folder)  # noqa: PTH208 - asked at every visit
         except FileNotFoundError:
             return frozenset()
-        own = [name for name in names if name == path.name or name.startswith(f"{path.name}.before-")]
         with contextlib.suppress(FileNotFoundError):  # another process has set one aside, under a name that is new
-            numbers = [_TAKEN_UP.findall(read_bytes(path.with_name(name))) for name in own]
-            return frozenset(map(int, itertools.chain(*numbers)))
+            of = [path if name == own else path.with_name(name) for name in names if _is_of(name, own)]
+            numbers = [_numbers(one) for one in of]
+            return numbers[0] if len(numbers) == 1 else frozenset().union(*numbers)
+
+
+def _is_of(name: str, own: str) -> bool:
+    """Whether a file in the folder is the record of this name, or one that was set aside."""
+    return name.startswith(own) and (len(name) == len(own) or name.startswith(f"{own}.before-"))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a file said when all of it was last read."""
+
+    data: bytes
+    numbers: frozenset[int]
+
+
+_READ: dict[Path, _Read] = {}
+"""By path, for as many records as one process of a simulation may have."""
+_MOST_READ = 4096
+
+
+def _numbers(path: Path) -> frozenset[int]:
+    """The exchanges on one file. All of it is read every time; what it said before is not worked out again."""
+    data, before = read_bytes(path), _READ.get(path)
+    if before is not None and before.data == data:
+        return before.numbers
+    if before is not None and before.data.endswith(b"\n") and data.startswith(before.data):
+        numbers = before.numbers.union(map(int, _TAKEN_UP.findall(data, len(before.data))))
+    else:
+        numbers = frozenset(map(int, _TAKEN_UP.findall(data)))
+    if len(_READ) >= _MOST_READ:
+        _READ.clear()
+    _READ[path] = _Read(data, numbers)
+    return numbers
 
 
 def _after(known: _Known, words: list[str]) -> _Known:

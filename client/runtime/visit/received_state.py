@@ -16,6 +16,7 @@ from fedgraft.common.protocol.instructions import (
     LastDigest,
     type_name,
 )
+from fedgraft.common.protocol.routing import Shapes
 from fedgraft.common.study.plan import Stage
 
 
@@ -29,6 +30,8 @@ class ReceivedState:
         """The model's entries as the coordinator has them."""
         self.came: dict[str, np.ndarray] = {}
         """What the stage needs beside the model, by address."""
+        self._beside: dict[str, Shapes] = {}
+        """By stage, shapes and types of what comes beside the model."""
         self._models: dict[str, np.ndarray] = {}
         """All that came of the model, or of several to choose from."""
 
@@ -47,7 +50,9 @@ class ReceivedState:
         """
         forms = self._local_model.forms
         forms = side_by_side(dict.fromkeys(choice, forms), own) if choice else forms
-        came_forms = down_shapes(self._local_model.ground(stage))
+        came_forms = self._beside.get(stage.name)
+        if came_forms is None:
+            came_forms = self._beside[stage.name] = down_shapes(self._local_model.ground(stage))
         for key, array in instruction.tensors.items():
             if (forms.get(key) or came_forms.get(key)) != (array.shape, type_name(array)):
                 raise Refused(Code.BAD_TENSORS)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from fedgraft.client.training.model.autocast import in_halves
+from fedgraft.client.training.model.autocast import half_precision, in_halves
 from fedgraft.client.training.model.errors import Diverged
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
@@ -53,7 +53,7 @@ def predictions(
     body = loader.body(local_model.model)
     with torch.inference_mode():
         for batch in loader.batches(groups):
-            with torch.autocast("cuda", torch.bfloat16, enabled=local_model.device.type == "cuda"):
+            with half_precision(local_model.device):
                 answers = in_halves(body, batch.inputs)
             for task, scores in answers.items():
                 asked, target = local_model.tasks[task], batch.targets[task].cpu().numpy()

@@ -56,6 +56,7 @@ class Features:
         self._keep = keep
         self._key = ""
         self._rows: Tensor | None = None
+        self._through: Loader | None = None
         self._known: set[str] = set()
         self._cases = ""
 
@@ -68,15 +69,19 @@ class Features:
             self._key, self._known = backbone, set()
             self._rows = torch.full((len(self._feed.splits["all"]), local_model.model.feature_dim), float("nan"))
             self._rows = self._rows.to(local_model.device)
+            self._through = None
         if split not in self._known:
             indices = self._feed.labelled(split).to(local_model.device)
             self._rows[indices] = self._found(local_model, split)
             self._known.add(split)
-        return self._feed.through(self._rows)
+            self._through = None  # what a loader says of its cases was said of those that were there
+        if self._through is None:
+            self._through = self._feed.through(self._rows)
+        return self._through
 
     def forget(self) -> None:
         """Delete all features in memory and on disk: the study is over."""
-        self._rows, self._key, self._known = None, "", set()
+        self._rows, self._through, self._key, self._known = None, None, "", set()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _found(self, local_model: LocalModel, split: str) -> Tensor:

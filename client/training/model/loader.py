@@ -124,7 +124,7 @@ class Loader:
 
     def body(self, model: TransferModel) -> TransferModel | Heads:
         """What of `model` is left to run on these inputs: all of it, or only the heads."""
-        return Heads(model) if self.seen else model
+        return model.bare_heads if self.seen else model
 
     def digest(self) -> str:
         """SHA-256 of all inputs and of how they are made ready, 64 hex digits."""
@@ -175,7 +175,9 @@ def shuffled(indices: Tensor, size: int, generator: torch.Generator) -> list[Ten
 
     A rest of one case joins the group before it: norm layers cannot be trained on a single case.
     """
-    groups = list(torch.split(indices[torch.randperm(len(indices), generator=generator)], size))
+    count = indices.shape[0]
+    mixed = indices.index_select(0, torch.randperm(count, generator=generator))
+    groups = [mixed] if 0 < count <= size else list(torch.split(mixed, size))
     if len(groups) > 1 and len(groups[-1]) == 1 < size:
         last = groups.pop()
         groups[-1] = torch.cat([groups[-1], last])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import starmap
@@ -110,18 +111,18 @@ def _bad_weight(update: Update, limits: Limits) -> Code | None:
 def _bad_change(tensors: Arrays, limits: Limits) -> Code | None:
     """Norm statistics may move far without harm, as long as they are finite, and variances what has a root."""
     after = 0.0
-    for key, array in tensors.items():
-        if key not in limits.entries:
-            continue
-        if array.dtype.kind != "f":
-            if array.size and not -_MOST_CASES < int(array.min()) <= int(array.max()) < _MOST_CASES:
-                return Code.TOO_LARGE
-            continue
-        if limits.tags[key].role is Role.NORM_STATS:
-            if not np.isfinite(array).all() or (key.endswith("var") and (array < 0).any()):
-                return Code.NOT_FINITE
-            continue
-        after += squares(array, limits.state[key])
+    with beyond_floats():
+        for key, array in tensors.items():
+            if key not in limits.entries:
+                continue
+            if array.dtype.kind != "f":
+                if array.size and not -_MOST_CASES < int(array.min()) <= int(array.max()) < _MOST_CASES:
+                    return Code.TOO_LARGE
+            elif limits.tags[key].role is Role.NORM_STATS:
+                if not np.isfinite(array).all() or (key.endswith("var") and (array < 0).any()):
+                    return Code.NOT_FINITE
+            else:
+                after += _squares(array, limits.state[key])
     if not math.isfinite(after):
         return Code.NOT_FINITE
     return Code.TOO_LARGE if math.sqrt(after) > limits.limit * (limits.norm + 1) else None
@@ -181,14 +182,26 @@ _CHUNK = 1 << 16
 
 def squares(array: np.ndarray, other: np.ndarray | None = None) -> float:
     """Sum of squares of `array`, or of its difference from `other`, in pieces that stay in the processor's cache."""
+    with beyond_floats():
+        return _squares(array, other)
+
+
+def beyond_floats() -> AbstractContextManager[None]:
+    """Within it no warning is given: what is beyond floats is no number, and seen as that."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
+def _squares(array: np.ndarray, other: np.ndarray | None = None) -> float:
     flat, total = array.reshape(-1), 0.0
-    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond floats is no number, and seen as that
-        if other is None:
-            return float(np.dot(flat, flat))
-        base = other.reshape(-1)
-        for start in range(0, len(flat), _CHUNK):
-            part = flat[start : start + _CHUNK] - base[start : start + _CHUNK]
-            total += float(np.dot(part, part))
+    if other is None:
+        return float(np.dot(flat, flat))
+    base = other.reshape(-1)
+    if flat.size <= _CHUNK:
+        part = flat - base
+        return float(np.dot(part, part))
+    for start in range(0, flat.size, _CHUNK):
+        part = flat[start : start + _CHUNK] - base[start : start + _CHUNK]
+        total += float(np.dot(part, part))
     return total
 
 

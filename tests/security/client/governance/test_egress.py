@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from fedgraft.client.governance.egress import EgressLog
+from fedgraft.client.governance.egress import FIRST, EgressLog
+from fedgraft.client.privacy.ledger.hash_chain import Mark
 from fedgraft.common.base.errors import LedgerError
 from fedgraft.common.base.files import canonical_json, read_json
 from fedgraft.common.protocol import wire
@@ -66,6 +67,40 @@ def test_a_log_that_was_changed_is_found_out(log: Path, harm: str) -> None:
     (log / "egress.jsonl").write_bytes(b"".join(TAMPERINGS[harm](lines(log))))
     with pytest.raises(LedgerError, match="line"):
         list(EgressLog(log).entries())
+
+
+def test_a_line_that_this_process_wrote_is_read_as_any_other(tmp_path: Path) -> None:
+    """Whoever reads on finds what is on the disk, though the log remembers its own last line."""
+    log, fresh = EgressLog(tmp_path), EgressLog(tmp_path)
+    log.record("ab", UPDATE, "because")
+    (first, size), *_ = log.after(FIRST, 0)
+    assert [(first, size)] == list(fresh.after(FIRST, 0))
+    mark = Mark(first.seq, first.hash)
+    log.record("ab", Refusal(2, Code.BUDGET, "north"), "a constant word")
+    fresh.record("cd", UPDATE, "because")
+    assert [entry.study for entry, _ in log.after(mark, size)] == ["ab", "cd"]
+
+
+IN_PLACE: dict[str, Callable[[bytes], bytes]] = {
+    "a word changed": lambda line: line.replace(b"budget", b"failed"),
+    "the place of another line": lambda line: line.replace(b'"seq":2', b'"seq":3'),
+    "its hash changed": lambda line: line[:-4] + bytes([line[-4] ^ 1]) + line[-3:],
+}
+
+
+@pytest.mark.parametrize("harm", IN_PLACE)
+def test_a_line_that_was_changed_after_it_was_written_is_found_out_at_once(tmp_path: Path, harm: str) -> None:
+    """By the process that has written it, and in a file that is as long as before."""
+    log = EgressLog(tmp_path)
+    log.record("ab", UPDATE, "because")
+    (first, size), *_ = log.after(FIRST, 0)
+    log.record("ab", Refusal(2, Code.BUDGET, "north"), "a constant word")
+    before, last = lines(tmp_path)
+    with (tmp_path / "egress.jsonl").open("r+b") as file:
+        file.seek(len(before))
+        file.write(IN_PLACE[harm](last))
+    with pytest.raises(LedgerError, match="line 2"):
+        list(log.after(Mark(first.seq, first.hash), size))
 
 
 def test_a_line_torn_by_a_crash_never_left_and_is_no_damage(log: Path) -> None:

@@ -239,7 +239,7 @@ KILLS = {
     "after the charge": (Ledger, "_bear_witness"),
     "between witness and its account": (ledger_module, "write_witness"),
     "before the answer is kept": (PrivacyGuard, "keep"),
-    "before the log's line": (egress_module, "_entry"),
+    "before the log's line": (egress_module, "_facts"),
     "before the log's witness": (EgressLog, "_bear_witness"),
 }
 

@@ -27,3 +27,18 @@ def test_a_record_that_is_set_aside_while_it_is_read_is_read_where_it_lies(
 
     monkeypatch.setattr(progress, "read_bytes", read)
     assert taken_up(record) == {1, 2, 3}
+
+
+def test_a_record_is_what_its_file_says_now_however_often_it_was_read(tmp_path: Path) -> None:
+    """What was read before is no answer: the file may be an older copy, or be written over in place by one."""
+    record = tmp_path / "study.log"
+    for content, numbers in (
+        ("\n1 0\n", {1}),
+        ("\n1 0\n\n2 0\n", {1, 2}),
+        ("\n1 0\n\n2 0\n\n3 -\n4", {1, 2, 3}),
+        ("\n1 0\n\n2 0\n\n3 -\n41 0\n", {1, 2, 3, 41}),
+        ("\n7 0\n\n2 0\n\n3 -\n41 0\n", {7, 2, 3, 41}),
+        ("\n7 0\n\n2 0\n", {7, 2}),
+    ):
+        record.write_text(content)
+        assert taken_up(record) == taken_up(record) == numbers

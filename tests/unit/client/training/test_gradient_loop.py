@@ -16,6 +16,7 @@ from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.evaluate import evaluate
 from fedgraft.client.training.model.loader import Loader, shuffled
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.client.training.model.plain_sgd import PlainSgd
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.protocol.rates import rate_factor
@@ -144,13 +145,13 @@ def test_the_backbone_learns_at_its_own_rate(attack_target) -> None:
 def rates(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     """The rate of every group at every step taken."""
     seen: list[list[float]] = []
-    real = torch.optim.SGD.step
+    real = PlainSgd.step
 
-    def step(self: torch.optim.SGD, *args: Any) -> Any:
+    def step(self: PlainSgd, *args: Any) -> Any:
         seen.append([group["lr"] for group in self.param_groups])
         return real(self, *args)
 
-    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    monkeypatch.setattr(PlainSgd, "step", step)
     return seen
 
 
