@@ -116,5 +116,5 @@ def test_a_folder_of_the_same_name_hides_no_study_and_no_scenario_that_ships(tmp
     assert (study.name, scenario) == ("quickstart", "xray5")
     assert load_scenario("xray5").name == "xray5"
     for of in (locate, load_scenario):
-        with pytest.raises(StudyError, match="no (study|scenario) of that name ships"):
+        with pytest.raises(StudyError, match=r"no (study|scenario) of that name ships"):
             of(Path("mine"))
