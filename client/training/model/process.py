@@ -15,7 +15,8 @@ import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of `mallopt`'s parameters, from glibc's malloc.h."""
-_ONE_BLOCK = 1 << 30
+_ONE_BLOCK = 1 << 27
+"""Larger blocks, of cohorts or evaluations, are of many sizes: kept, they would leave holes that no other fills."""
 _ALL = (1 << 31) - 1
 _TOLD = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
