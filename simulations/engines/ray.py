@@ -29,6 +29,8 @@ from fedgraft.simulations.engines.child_path import SAFE_PATH
 
 _POLL_S = 2.0
 _START_S = 60.0
+_PATIENCE = "RAY_raylet_start_wait_time_s"
+"""Ray gives its own start half a minute, which is too little where others are at work."""
 
 
 def run_with_ray(run: Path, size: tuple[int, int], plugins: tuple[str, ...], *, synthetic: bool) -> None:
@@ -73,18 +75,22 @@ def _environment(folder: Path, port: int, threads: int) -> dict[str, str]:
     connection = f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     (home / "config.toml").write_text(connection, encoding="utf-8")
     programs = str(Path(sys.executable).parent)
-    return os.environ | {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_ADDRESS": "local",  # else Ray joins a cluster that somebody has started here, without a word
-        "RAY_USAGE_STATS_ENABLED": "0",
-        SAFE_PATH: "1",
-        "OMP_NUM_THREADS": str(threads),
-        "NO_PROXY": "127.0.0.1,localhost",
-        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
+    return (
+        {_PATIENCE: "300"}
+        | os.environ
+        | {
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "RAY_ADDRESS": "local",  # else Ray joins a cluster that somebody has started here, without a word
+            "RAY_USAGE_STATS_ENABLED": "0",
+            SAFE_PATH: "1",
+            "OMP_NUM_THREADS": str(threads),
+            "NO_PROXY": "127.0.0.1,localhost",
+            "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+    )
 
 
 @contextmanager
