@@ -10,28 +10,42 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 from flwr.app import Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
 from fedgraft.common.base.errors import ENDS
-from fedgraft.common.messages.pieces import TooLargeMessage, gathered, is_of, put_together
+from fedgraft.common.messages.frames import MOST_AT_ONCE, Condition, framed, joined, unframed
+from fedgraft.common.messages.pieces import Take, TooLargeMessage, gathered, is_of, put_together
 from fedgraft.common.protocol.instructions import Arrays, Code
 from fedgraft.server.bodies.bodies import Bodies, is_large_piece
+from fedgraft.server.bodies.pieces import SEND_PIECES, TAKE_PIECES
 from fedgraft.server.fleet.bell import Bell
 from fedgraft.server.fleet.transport import Taken
 
 _ROOM = 1 << 30
 _THREADS = 64
+_FULL_BYTES = 4 << 20
+"""So much is sent at once, and what comes after it in another request."""
+
+_LISTEN_S = 0.05
 _ASK_ANYWAY_S = 1.0
 """So often Flower is asked in any case: it answers by itself for sites that are gone, for which nothing rings."""
 
@@ -42,21 +56,51 @@ def room_for(state: Arrays) -> int:
 
 
 def send_beside(grid: Grid, bodies: Bodies) -> None:
-    """Let what this grid sends from now on put down its large pieces, and send references to them."""
-    client: Any = grid._runtime_client  # type: ignore[attr-defined]  # as for the pieces of replies
-    push = client.PushObject
+    """Let what this grid sends from now on put down its large pieces, and send references to them, many at a time.
 
-    def put_down(request: PushObjectRequest) -> Any:
-        if not is_large_piece(request.object_id, request.object_content):
-            return push(request)
-        reference = bodies.keep(request.object_id, request.object_content)
-        request.object_content = reference
-        answer = push(request)
-        if not answer.stored:
-            bodies.discard(reference)
+    Flower's grid sends one piece after the other, and hears that each was taken; here it hears so of the last, which
+    goes with all that came before it.
+    """
+    client: Any = grid._runtime_client  # type: ignore[attr-defined]  # as for the pieces of replies
+    announce = client.PushMessages
+    waiting: dict[str, _Batch] = {}
+    lock = threading.Lock()
+
+    def push_messages(request: PushAppMessagesRequest) -> Any:
+        answer = announce(request)
+        if answer.objects_to_push:
+            waiting[answer.session_id] = _Batch(set(answer.objects_to_push))
         return answer
 
-    client.PushObject = put_down
+    def put_down(request: PushObjectRequest) -> Any:
+        name, content = request.object_id, request.object_content
+        if is_large_piece(name, content):
+            content = bodies.keep(name, content)
+        with lock:
+            batch = waiting[request.session_id]
+            batch.lacking.discard(name)
+            batch.held.append((name, content))
+            if batch.lacking and len(batch.held) < MOST_AT_ONCE and sum(len(c) for _, c in batch.held) < _FULL_BYTES:
+                return PushObjectResponse(stored=True)
+            going, batch.held = batch.held, []
+            if not batch.lacking:
+                del waiting[request.session_id]
+        together = PushObjectRequest(
+            node=request.node, run_id=request.run_id, session_id=request.session_id, object_content=framed(going)
+        )
+        return client._unary_unary(
+            path=SEND_PIECES, rpc_method=SEND_PIECES, request=together, response_type=PushObjectResponse
+        )
+
+    client.PushMessages, client.PushObject = push_messages, put_down
+
+
+@dataclass
+class _Batch:
+    """Of one announcement the names that the grid has not sent yet, and what waits to be sent together."""
+
+    lacking: set[str]
+    held: list[tuple[str, bytes]] = field(default_factory=list)
 
 
 class WalledIntake:
@@ -122,7 +166,8 @@ class WalledIntake:
 
     def _put_together(self, name: str, tree: ObjectTree) -> Taken:
         try:
-            message = put_together(name, gathered(tree, self._pull, self._largest), self._largest)
+            contents = gathered(tree, self._pull, self._largest, self._wait)
+            message = put_together(name, contents, self._largest)
         except ObjectPullError:
             return Code.UNREACHABLE
         except TooLargeMessage:
@@ -136,18 +181,30 @@ class WalledIntake:
         whole = isinstance(message, Message) and (message.has_error() or isinstance(message.content, RecordDict))
         return message if whole else Code.GARBAGE  # type: ignore[return-value]  # whole says so
 
-    def _pull(self, name: str) -> bytes:
-        """What the piece of this name holds; one that has not come yet is asked for again."""
+    def _pull(self, names: Collection[str], take: Take) -> None:
+        """What the pieces of these names hold."""
         if self._over.is_set():
-            raise ObjectPullError(name, "nobody waits for it any more")
-        answer = self._client.PullObject(PullObjectRequest(object_id=name, **self._asked))
-        if not answer.object_found:
-            raise ObjectPullError(name, "it is not there")
-        if not answer.object_available:
-            raise ObjectUnavailableError(name)
-        held = bytes(answer.object_content)
-        content = held if self._bodies is None else self._bodies.content(held)
-        # What comes from a disk is as it was written, or not there.
-        if content is None or (content is not held and not is_of(name, content)):
-            raise ObjectPullError(name, "it is not there any more")
-        return content
+            raise ObjectPullError(next(iter(names)), "nobody waits for it any more")
+        answer = self._client._unary_unary(
+            path=TAKE_PIECES,
+            rpc_method=TAKE_PIECES,
+            request=PullObjectRequest(object_id=joined(names), **self._asked),
+            response_type=PullObjectResponse,
+        )
+        for frame, held in unframed(answer.object_content):
+            if frame.condition is Condition.NONE:
+                raise ObjectPullError(frame.name, "it is not there")
+            content: bytes | None = None
+            if frame.condition is Condition.HERE:
+                content = held if self._bodies is None else self._bodies.content(held)
+                # What comes from a disk is as it was written, or not there.
+                if content is None or (content is not held and not is_of(frame.name, content)):
+                    raise ObjectPullError(frame.name, "it is not there any more")
+            take(frame.name, content)
+
+    def _wait(self) -> None:
+        """Until the bell has rung again, or so long as Flower is not asked in vain."""
+        before, ends = (None if self._bell is None else self._bell.rung()), time.monotonic() + _ASK_ANYWAY_S
+        while time.monotonic() < ends and not self._over.wait(_LISTEN_S):
+            if self._bell is not None and self._bell.rung() != before:
+                return
