@@ -50,6 +50,10 @@ _ASK_ANYWAY_S = 1.0
 """So often Flower is asked in any case: it answers by itself for sites that are gone, for which nothing rings."""
 
 
+_PIECES_ANYWAY_S = 4.0
+"""So often for pieces of a reply that has begun to come: it rings when it is whole."""
+
+
 def room_for(state: Arrays) -> int:
     """Bytes that a reply about a model with these entries may have: sums of features can outgrow a small model."""
     return _ROOM + 4 * sum(int(array.nbytes) for array in state.values())
@@ -116,8 +120,8 @@ class WalledIntake:
         self._largest = largest
         self._bodies = bodies
         self._bell = bell
-        self._heard, self._asked_at = -1, 0.0
-        self._over = threading.Event()
+        self._heard, self._asked_at, self._listened = -1, 0.0, self._rung()
+        self._over, self._news = threading.Event(), threading.Event()
         self._coming: dict[str, Future[Taken]] = {}
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reply")
 
@@ -135,6 +139,7 @@ class WalledIntake:
                 answered = sent.metadata.reply_to_message_id
                 if answered in wanted:
                     self._coming[answered] = self._threads.submit(self._one, sent.metadata.message_id, tree)
+                    self._coming[answered].add_done_callback(lambda _: self._news.set())
         done = [number for number, future in self._coming.items() if future.done()]
         return [(number, self._coming.pop(number).result()) for number in done]
 
@@ -144,6 +149,21 @@ class WalledIntake:
             return False
         self._heard, self._asked_at = rung, now
         return True
+
+    def wait(self, seconds: float) -> None:
+        """Until a reply is there, or the bell has rung, but no longer than this."""
+        self._until(self._news, self._listened, seconds)
+        self._news.clear()
+        self._listened = self._rung()
+
+    def _until(self, event: threading.Event, heard: int, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0 and not event.wait(min(left, _LISTEN_S)):
+            if self._rung() != heard:
+                return
+
+    def _rung(self) -> int:
+        return 0 if self._bell is None else self._bell.rung()
 
     def close(self) -> None:
         """Wait for nothing any more."""
@@ -165,8 +185,18 @@ class WalledIntake:
         return taken
 
     def _put_together(self, name: str, tree: ObjectTree) -> Taken:
+        rung = 0
+
+        def pull(names: Collection[str], take: Take) -> None:
+            nonlocal rung
+            rung = self._rung()  # what rings while Flower answers is not missed
+            self._pull(names, take)
+
+        def wait() -> None:
+            self._until(self._over, rung, _ASK_ANYWAY_S if self._bell is None else _PIECES_ANYWAY_S)
+
         try:
-            contents = gathered(tree, self._pull, self._largest, self._wait)
+            contents = gathered(tree, pull, self._largest, wait)
             message = put_together(name, contents, self._largest)
         except ObjectPullError:
             return Code.UNREACHABLE
@@ -201,10 +231,3 @@ class WalledIntake:
                 if content is None or (content is not held and not is_of(frame.name, content)):
                     raise ObjectPullError(frame.name, "it is not there any more")
             take(frame.name, content)
-
-    def _wait(self) -> None:
-        """Until the bell has rung again, or so long as Flower is not asked in vain."""
-        before, ends = (None if self._bell is None else self._bell.rung()), time.monotonic() + _ASK_ANYWAY_S
-        while time.monotonic() < ends and not self._over.wait(_LISTEN_S):
-            if self._bell is not None and self._bell.rung() != before:
-                return
