@@ -37,7 +37,7 @@ class BrokenFrame(ValueError):
 
 
 @dataclass(frozen=True)
-class Frame:
+class PieceHead:
     """The head of a piece that is `size` bytes long. Names are SHA-256 in hex digits."""
 
     name: str
@@ -76,11 +76,11 @@ class FrameReader:
     def __init__(self, most: int = MOST_AT_ONCE, largest: int = LARGEST_PIECE) -> None:
         self._left, self._largest = most, largest
         self._begun = bytearray()
-        self._frame: Frame | None = None
+        self._frame: PieceHead | None = None
         self._parts: list[memoryview] = []
         self._missing = 0
 
-    def take(self, data: bytes) -> Iterator[tuple[Frame, bytes]]:
+    def take(self, data: bytes) -> Iterator[tuple[PieceHead, bytes]]:
         """The pieces that are whole with these bytes. BrokenFrame as soon as it is known."""
         rest = memoryview(data)
         while rest:
@@ -106,17 +106,17 @@ class FrameReader:
         if self._frame is not None or self._begun:
             raise BrokenFrame
 
-    def _read(self) -> Frame:
+    def _read(self) -> PieceHead:
         condition, name, size = _HEAD.unpack(self._begun)
         self._begun.clear()
         self._left -= 1
         here = condition == Condition.HERE
         if self._left < 0 or condition not in iter(Condition) or size > (self._largest if here else 0):
             raise BrokenFrame
-        return Frame(name.hex(), Condition(condition), size)
+        return PieceHead(name.hex(), Condition(condition), size)
 
 
-def unframed(data: bytes) -> list[tuple[Frame, bytes]]:
+def unframed(data: bytes) -> list[tuple[PieceHead, bytes]]:
     """All pieces in these bytes. BrokenFrame if they are anything else."""
     reader = FrameReader()
     found = list(reader.take(data))

@@ -19,8 +19,8 @@ from fedgraft.common.messages.frames import (
     MOST_AT_ONCE,
     BrokenFrame,
     Condition,
-    Frame,
     FrameReader,
+    PieceHead,
     framed,
     head,
     split,
@@ -159,7 +159,7 @@ class Relay:
         sizes = [size_of(content) for _, content in found]
         return status, _with_length(kept, sum(sizes) + HEAD_BYTES * len(found)), self._read_all(found, sizes)
 
-    async def _read_all(self, found: list[tuple[Frame, bytes]], sizes: list[int]) -> AsyncIterator[bytes]:
+    async def _read_all(self, found: list[tuple[PieceHead, bytes]], sizes: list[int]) -> AsyncIterator[bytes]:
         for (frame, held), size in zip(found, sizes, strict=True):
             content: bytes | None = held
             if looks_like_reference(held):
@@ -172,7 +172,7 @@ class Relay:
                 yield content
 
 
-def _envelope(frame: Frame, content: bytes) -> PushObjectRequest:
+def _envelope(frame: PieceHead, content: bytes) -> PushObjectRequest:
     if frame.name != ENVELOPE or len(content) > _LARGEST_ENVELOPE:
         raise BrokenFrame
     try:

@@ -10,8 +10,8 @@ from fedgraft.common.messages.frames import (
     MOST_AT_ONCE,
     BrokenFrame,
     Condition,
-    Frame,
     FrameReader,
+    PieceHead,
     framed,
     head,
     joined,
@@ -23,7 +23,7 @@ NAMES = [f"{number:064x}" for number in range(MOST_AT_ONCE + 1)]
 PIECES = [(NAMES[0], b"first"), (NAMES[1], b""), (NAMES[2], bytes(1000))]
 
 
-def read(parts: list[bytes]) -> list[tuple[Frame, bytes]]:
+def read(parts: list[bytes]) -> list[tuple[PieceHead, bytes]]:
     reader = FrameReader()
     found = [one for part in parts for one in reader.take(part)]
     reader.end()
