@@ -24,7 +24,7 @@ from fedgraft.common.base.errors import ENDS, RunError
 from fedgraft.common.messages.pieces import TooLargeMessage
 from fedgraft.common.protocol import wire
 
-_BUSY_S, _IDLE_S = 0.4, 2.0
+_BUSY_S, _IDLE_S, _HELD_S = 0.4, 2.0, 1.0
 _QUIET_S = 120.0
 """So long after its last instruction a site still asks for the next one often."""
 
@@ -44,9 +44,14 @@ def run_site(home: SiteHome, stop: threading.Event) -> None:
         _log.info("connected")
         last, waiting = time.monotonic(), Waiting(link)
         while not stop.is_set():
+            asked = time.monotonic()
             work = waiting.next()
             if work is None:
-                stop.wait(_BUSY_S if time.monotonic() - last < _QUIET_S else _IDLE_S)
+                now = time.monotonic()
+                # Whom the server has held until it had nothing to say has waited, and is there again for what comes.
+                held = now - asked > _HELD_S
+                if now - last >= _QUIET_S or not held:
+                    stop.wait(_BUSY_S if now - last < _QUIET_S else _IDLE_S)
                 continue
             _serve(link, work, context)
             give_back()  # a site may now wait for days

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import httpx
 from flwr.app import Message
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
+from fedgraft.client.runtime.many import PULL_PIECES
 from fedgraft.common.base.environment import memory_bytes
-from fedgraft.common.messages.pieces import gathered, is_of, put_together
+from fedgraft.common.messages.frames import HEAD_BYTES, LARGEST_PIECE, MOST_AT_ONCE
+from fedgraft.common.messages.pieces import Pull, Take, gathered, is_of, put_together
 
-_PIECE = "/v1/fleet/pull-object"
-_LARGEST_PIECE, _LARGEST_WORDS = 16 << 20, 2 << 20
-"""Bytes of one answer: Flower's pieces have 5 MiB, and are named in some 70 bytes each."""
+_LARGEST_PIECES, _LARGEST_WORDS = MOST_AT_ONCE * (LARGEST_PIECE + HEAD_BYTES), 2 << 20
+"""Bytes of one answer: pieces are taken out of it as they come, and named in some 70 bytes each."""
+
+_SOON_S, _LATE_S = 0.1, 2.0
+"""How long a site waits before it asks again for pieces that were not there: at first, and at most."""
 
 _PATIENCE_S = 300.0
 """So long the next piece of a message may take; the server itself gives up what stands still for three minutes."""
@@ -29,7 +33,8 @@ def bound(response: httpx.Response) -> None:
     """Let no answer be larger than it may be, packed or not; a hook of httpx."""
     # Nobody asked for it: what is packed could be a thousand times as large.
     response.headers.pop("content-encoding", None)
-    largest = _LARGEST_PIECE if response.request.url.path.endswith(_PIECE) else _LARGEST_WORDS
+    pieces = response.is_success and response.request.url.path.endswith(PULL_PIECES)
+    largest = _LARGEST_PIECES if pieces else _LARGEST_WORDS
     if isinstance(response.stream, httpx.SyncByteStream):
         response.stream = _Bounded(response.stream, largest)
 
@@ -59,28 +64,31 @@ def largest_message() -> int:
 
 
 class Incoming:
-    """One message, piece by piece, each as its name says; `go_on` raises when nobody waits for it any more."""
+    """One message, piece by piece, each as its name says. `pause` raises when nobody waits for it any more."""
 
-    def __init__(self, pull: Callable[[str], bytes], go_on: Callable[[], None]) -> None:
-        self._pull, self._go_on = pull, go_on
-        self._last = time.monotonic()
+    def __init__(self, pull: Pull, pause: Callable[[float], None]) -> None:
+        self._pull, self._pause = pull, pause
+        self._last, self._delay = time.monotonic(), _SOON_S
 
     def gather(self, tree: ObjectTree) -> dict[str, bytes]:
         """All pieces. TooLargeMessage; ObjectPullError if one is not there, is another, or does not come."""
-        return gathered(tree, self._one, largest_message())
+        return gathered(tree, self._pull_checked, largest_message(), self._wait)
 
-    def _one(self, name: str) -> bytes:
-        try:
-            content = self._pull(name)
-        except ObjectUnavailableError:
-            self._go_on()
-            if time.monotonic() - self._last > _PATIENCE_S:
-                raise ObjectPullError(name, "it does not come") from None
-            raise
-        if not is_of(name, content):
-            raise ObjectPullError(name, "it is another")
-        self._last = time.monotonic()
-        return content
+    def _pull_checked(self, names: Collection[str], take: Take) -> None:
+        def checked(name: str, content: bytes | None) -> None:
+            if content is not None:
+                if not is_of(name, content):
+                    raise ObjectPullError(name, "it is another")
+                self._last, self._delay = time.monotonic(), _SOON_S
+            take(name, content)
+
+        self._pull(names, checked)
+
+    def _wait(self) -> None:
+        if time.monotonic() - self._last > _PATIENCE_S:
+            raise ObjectPullError("a piece", "it does not come")
+        self._pause(self._delay)
+        self._delay = min(2 * self._delay, _LATE_S)
 
 
 def message_of(name: str, contents: dict[str, bytes]) -> Message:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -37,20 +37,18 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
-    make_pull_object_fn_protobuf,
-    make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import push_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.enrolment.server_address import server_of
 from fedgraft.client.runtime.certificate import CertificateWatch, fault_of
 from fedgraft.client.runtime.incoming import Incoming, bound, message_of
+from fedgraft.client.runtime.many import PieceCalls, PiecesClient, together
 from fedgraft.common.base.errors import ENDS, RunError
 from fedgraft.common.identity.keys import load_bundle, public_pem
+from fedgraft.common.messages.pieces import Take
 
 HEARTBEAT_S = 10
 """How often the site says that it is there; Flower calls it gone after two that did not come."""
@@ -112,7 +110,7 @@ class Link:
         self.where = f"{server.host} port {server.port}"
         self._stop = stop
         self._public = public_pem(key)
-        self._client = FleetHttpClient.from_server_address(
+        self._client = PiecesClient.from_server_address(
             server.address,
             False,
             load_bundle(server.ca),
@@ -162,11 +160,15 @@ class Link:
 
     def read(self, work: Work) -> Message:
         """A message with all that belongs to it. TooLargeMessage; ObjectPullError if it cannot be had."""
-        pull = make_pull_object_fn_protobuf(partial(self._call, self._client.PullObject), self._node, work.run)
+        calls = PieceCalls(self._client, self._node, work.run)
         confirm = make_confirm_message_received_fn_protobuf(
             partial(self._call, self._client.ConfirmMessageReceived), self._node, work.run
         )
-        contents = Incoming(pull, partial(self._pause, 0)).gather(work.tree)
+
+        def pull(names: Collection[str], take: Take) -> None:
+            self._call(lambda _: calls.pull(names, take), None)
+
+        contents = Incoming(pull, self._pause).gather(work.tree)
         confirm(work.tree.object_id)
         message = message_of(work.tree.object_id, contents)
         # A message does not travel with its own number.
@@ -186,10 +188,24 @@ class Link:
                 clientapp_runtime_list=[0.0],
             )
             answer = self._call(self._client.PushMessages, request)
-            push = make_push_object_fn_protobuf(
-                partial(self._call, self._client.PushObject), self._node, run, answer.session_id
+            wanted, objects = set(answer.objects_to_push), get_all_nested_objects(reply)
+            self._push(
+                [(name, one.deflate()) for name, one in objects.items() if name in wanted], run, answer.session_id
             )
-            push_objects(get_all_nested_objects(reply), push, object_ids_to_push=set(answer.objects_to_push))
+
+    def _push(self, pieces: list[tuple[str, bytes]], run: int, session: str) -> None:
+        """Send the pieces of a reply; of those that were not taken at once, half as many at the next attempt."""
+        calls = PieceCalls(self._client, self._node, run)
+        while pieces:
+            count = 2 * together(pieces)
+
+            def attempt(_: None) -> None:
+                nonlocal count
+                count = max(1, count // 2)
+                calls.push(pieces[:count], session)
+
+            self._call(attempt, None)
+            del pieces[:count]
 
     def close(self) -> None:
         """Tell the server that the site leaves."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
+from itertools import islice
 
 from flwr.app import Array
 from flwr.proto.message_pb2 import ObjectTree
@@ -19,11 +20,21 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
     get_object_head_values_from_object_content,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents
+
+from fedgraft.common.messages.frames import MOST_AT_ONCE
 
 MOST_PIECES = 1 << 14
 _LARGEST_WORDS = 8 << 20
 """Bytes of all that is no piece of an array."""
+
+_LONGEST_S = 7200.0
+
+Take = Callable[[str, bytes | None], None]
+"""Is told of a piece and what it holds, None if that is yet to come; it is not waited for any more then."""
+
+Pull = Callable[[Collection[str], Take], None]
+"""Has the pieces of these names, as long as they are among them, and tells of each as soon as it is there."""
 
 
 class TooLargeMessage(Exception):
@@ -47,20 +58,39 @@ def is_of(name: str, content: bytes) -> bool:
     return hashlib.sha256(content).hexdigest() == name
 
 
-def gathered(tree: ObjectTree, pull: Callable[[str], bytes], largest: int) -> dict[str, bytes]:
-    """The pieces by name, as `pull` gives them one by one. TooLargeMessage if they are more than so many bytes."""
-    lock, left = threading.Lock(), largest
+def gathered(tree: ObjectTree, pull: Pull, largest: int, wait: Callable[[], None]) -> dict[str, bytes]:
+    """The pieces by name, as `pull` has them, many at a time. TooLargeMessage if they are more than so many bytes.
 
-    def counting(name: str) -> bytes:
+    `wait` is called when none of the pieces asked for was there. ObjectPullError if one is given that was not asked
+    for, or does not come for hours.
+    """
+    lacking, contents = dict.fromkeys(names_in(tree)), dict[str, bytes]()
+    asked: dict[str, None] = {}
+    left, ends = largest, time.monotonic() + _LONGEST_S
+
+    def take(name: str, content: bytes | None) -> None:
         nonlocal left
-        content = pull(name)
-        with lock:
-            left -= len(content)
-            if left < 0:
-                raise TooLargeMessage
-        return content
+        if name not in asked:
+            raise ObjectPullError(name, "nobody has asked for it")
+        del asked[name], lacking[name]
+        if content is None:
+            lacking[name] = None  # behind those that nobody has asked for yet
+            return
+        left -= len(content)
+        if left < 0:
+            raise TooLargeMessage
+        contents[name] = content
 
-    return pull_objects(names_in(tree), counting)
+    while lacking:
+        before = len(contents)
+        asked.update(dict.fromkeys(islice(lacking, MOST_AT_ONCE)))
+        pull(asked.keys(), take)
+        asked.clear()
+        if len(contents) == before:
+            if time.monotonic() > ends:
+                raise ObjectPullError(tree.object_id, "it does not come")
+            wait()
+    return contents
 
 
 def put_together(name: str, contents: dict[str, bytes], largest: int) -> InflatableObject:

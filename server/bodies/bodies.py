@@ -116,6 +116,12 @@ def looks_like_reference(content: bytes) -> bool:
     return content.startswith(_MARK)
 
 
+def size_of(held: bytes) -> int:
+    """Bytes of what a reference stands for, or of what is none."""
+    found = _REFERENCE.fullmatch(held) if looks_like_reference(held) else None
+    return int(found[1].rpartition(b".")[2]) if found else len(held)
+
+
 def is_large_piece(name: str, content: bytes) -> bool:
     """Whether this is a large piece of an array, as Flower writes them, with its own digest for a name."""
     if len(content) <= SMALL_BYTES or (found := _PIECE.match(content)) is None:

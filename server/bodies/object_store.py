@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from flwr.proto.message_pb2 import ObjectTree
@@ -30,9 +31,13 @@ UNION SELECT 1 FROM objects WHERE object_id = :root AND NOT EXISTS (
 _MESSAGE = "SELECT 1 FROM message_ins WHERE message_id = :name"
 _REPLIES = "SELECT message_id FROM message_res WHERE reply_to_message_id = :name"
 
-_OWN = """WITH RECURSIVE above(name) AS (
-    SELECT :name UNION SELECT parent_id FROM object_children JOIN above ON child_id = name
-) SELECT 1 FROM message_ins JOIN above ON message_id = name WHERE dst_node_id = :node LIMIT 1"""
+_OWN = """WITH RECURSIVE above(piece, name) AS (
+    SELECT value, value FROM json_each(:names)
+    UNION SELECT piece, parent_id FROM object_children JOIN above ON child_id = name
+) SELECT DISTINCT piece FROM message_ins JOIN above ON message_id = name WHERE dst_node_id = :node"""
+
+_CONTENTS = "SELECT object_id, content FROM objects WHERE object_id IN (SELECT value FROM json_each(:names))"
+_INCOMPLETE = "SELECT 1 FROM object_push_sessions WHERE session_id = :session"
 
 
 class BodiesObjectStore(SqlObjectStore):
@@ -60,7 +65,7 @@ class BodiesObjectStore(SqlObjectStore):
     def get(self, object_id: str) -> bytes | None:
         """As Flower's; a piece whose body is gone is not there, and wanted again of whoever sends it next."""
         held = super().get(object_id)
-        if not held or not looks_like_reference(held) or self._bodies.holds(object_id, held):
+        if not held or self._is_whole(object_id, held):
             return held
         self.query(_LOST, {"name": object_id, "reference": held})
         return None
@@ -74,9 +79,27 @@ class BodiesObjectStore(SqlObjectStore):
                 gone = partial(self._bodies.discard, held[0]["content"])
                 event.listen(session, "after_commit", lambda _: gone(), once=True)
 
-    def is_for(self, object_id: str, node_id: int) -> bool:
-        """Whether a piece belongs to a message that was sent to this node."""
-        return bool(self.query(_OWN, {"name": object_id, "node": uint64_to_int64(node_id)}))
+    def those_for(self, node_id: int, names: Sequence[str]) -> set[str]:
+        """Those of these pieces that belong to a message that was sent to this node."""
+        rows = self.query(_OWN, {"names": json.dumps(names), "node": uint64_to_int64(node_id)})
+        return {row["piece"] for row in rows}
+
+    def held(self, names: Collection[str]) -> dict[str, bytes]:
+        """What those of these pieces hold that were announced; nothing for one that is yet to come, or was lost."""
+        rows = self.query(_CONTENTS, {"names": json.dumps(list(names))})
+        found = {row["object_id"]: bytes(row["content"]) for row in rows}
+        return {name: held if self._is_whole(name, held) else b"" for name, held in found.items()}
+
+    def _is_whole(self, name: str, held: bytes) -> bool:
+        return not looks_like_reference(held) or self._bodies.holds(name, held)
+
+    def is_complete(self, session_id: str) -> bool:
+        """Whether all that was announced under this number of a session is there."""
+        return not self.query(_INCOMPLETE, {"session": session_id})
+
+    def discard(self, content: bytes) -> None:
+        """Forget the body that this refers to, if it refers to one."""
+        self._bodies.discard(content)
 
     def has_same(self, name: str, content: bytes) -> bool:
         """Whether this content is there under its name already; a second body of it is then forgotten."""

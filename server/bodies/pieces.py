@@ -12,6 +12,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from fedgraft.server.bodies.bodies import Bodies, is_large_piece, looks_like_reference
 
 PUSH_PIECE, PULL_PIECE = "/v1/fleet/push-object", "/v1/fleet/pull-object"
+PUSH_PIECES, PULL_PIECES = "/v1/fleet/push-pieces", "/v1/fleet/pull-pieces"
+"""Of sites, whose requests come through the gate: one piece, and many."""
+
+SEND_PIECES, TAKE_PIECES = "/v1/runtime/push-pieces", "/v1/runtime/pull-pieces"
+"""Of runs, on the server's own machine."""
 
 
 class ForgedPiece(Exception):
@@ -27,14 +32,18 @@ def put_down(bodies: Bodies, body: bytes) -> tuple[bytes, bytes]:
         request = PushObjectRequest.FromString(body)
     except DecodeError:
         raise ForgedPiece from None
-    name, content = request.object_id, request.object_content
+    held = laid_down(bodies, request.object_id, request.object_content)
+    if held is request.object_content:
+        return body, b""
+    request.object_content = held
+    return request.SerializeToString(), held
+
+
+def laid_down(bodies: Bodies, name: str, content: bytes) -> bytes:
+    """A site's piece as Flower is to see it: a reference if it is a large one. ForgedPiece and OSError as above."""
     if looks_like_reference(content):
         raise ForgedPiece
-    if not is_large_piece(name, content):
-        return body, b""
-    reference = bodies.keep(name, content)
-    request.object_content = reference
-    return request.SerializeToString(), reference
+    return bodies.keep(name, content) if is_large_piece(name, content) else content
 
 
 def is_taken(answer: bytes) -> bool:

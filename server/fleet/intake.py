@@ -10,30 +10,48 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 from flwr.app import Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
 from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
 from fedgraft.common.base.errors import ENDS
-from fedgraft.common.messages.pieces import TooLargeMessage, gathered, is_of, put_together
+from fedgraft.common.messages.frames import MOST_AT_ONCE, Condition, framed, joined, unframed
+from fedgraft.common.messages.pieces import Take, TooLargeMessage, gathered, is_of, put_together
 from fedgraft.common.protocol.instructions import Arrays, Code
 from fedgraft.server.bodies.bodies import Bodies, is_large_piece
+from fedgraft.server.bodies.pieces import SEND_PIECES, TAKE_PIECES
 from fedgraft.server.fleet.bell import Bell
 from fedgraft.server.fleet.transport import Taken
 
 _ROOM = 1 << 30
 _THREADS = 64
+_FULL_BYTES = 4 << 20
+"""So much is sent at once, and what comes after it in another request."""
+
+_LISTEN_S = 0.05
 _ASK_ANYWAY_S = 1.0
 """So often Flower is asked in any case: it answers by itself for sites that are gone, for which nothing rings."""
+
+
+_PIECES_ANYWAY_S = 4.0
+"""So often for pieces of a reply that has begun to come: it rings when it is whole."""
 
 
 def room_for(state: Arrays) -> int:
@@ -42,21 +60,51 @@ def room_for(state: Arrays) -> int:
 
 
 def send_beside(grid: Grid, bodies: Bodies) -> None:
-    """Let what this grid sends from now on put down its large pieces, and send references to them."""
-    client: Any = grid._runtime_client  # type: ignore[attr-defined]  # as for the pieces of replies
-    push = client.PushObject
+    """Let what this grid sends from now on put down its large pieces, and send references to them, many at a time.
 
-    def put_down(request: PushObjectRequest) -> Any:
-        if not is_large_piece(request.object_id, request.object_content):
-            return push(request)
-        reference = bodies.keep(request.object_id, request.object_content)
-        request.object_content = reference
-        answer = push(request)
-        if not answer.stored:
-            bodies.discard(reference)
+    Flower's grid sends one piece after the other, and hears that each was taken; here it hears so of the last, which
+    goes with all that came before it.
+    """
+    client: Any = grid._runtime_client  # type: ignore[attr-defined]  # as for the pieces of replies
+    announce = client.PushMessages
+    waiting: dict[str, _Batch] = {}
+    lock = threading.Lock()
+
+    def push_messages(request: PushAppMessagesRequest) -> Any:
+        answer = announce(request)
+        if answer.objects_to_push:
+            waiting[answer.session_id] = _Batch(set(answer.objects_to_push))
         return answer
 
-    client.PushObject = put_down
+    def put_down(request: PushObjectRequest) -> Any:
+        name, content = request.object_id, request.object_content
+        if is_large_piece(name, content):
+            content = bodies.keep(name, content)
+        with lock:
+            batch = waiting[request.session_id]
+            batch.lacking.discard(name)
+            batch.held.append((name, content))
+            if batch.lacking and len(batch.held) < MOST_AT_ONCE and sum(len(c) for _, c in batch.held) < _FULL_BYTES:
+                return PushObjectResponse(stored=True)
+            going, batch.held = batch.held, []
+            if not batch.lacking:
+                del waiting[request.session_id]
+        together = PushObjectRequest(
+            node=request.node, run_id=request.run_id, session_id=request.session_id, object_content=framed(going)
+        )
+        return client._unary_unary(
+            path=SEND_PIECES, rpc_method=SEND_PIECES, request=together, response_type=PushObjectResponse
+        )
+
+    client.PushMessages, client.PushObject = push_messages, put_down
+
+
+@dataclass
+class _Batch:
+    """Of one announcement the names that the grid has not sent yet, and what waits to be sent together."""
+
+    lacking: set[str]
+    held: list[tuple[str, bytes]] = field(default_factory=list)
 
 
 class WalledIntake:
@@ -72,8 +120,8 @@ class WalledIntake:
         self._largest = largest
         self._bodies = bodies
         self._bell = bell
-        self._heard, self._asked_at = -1, 0.0
-        self._over = threading.Event()
+        self._heard, self._asked_at, self._listened = -1, 0.0, self._rung()
+        self._over, self._news = threading.Event(), threading.Event()
         self._coming: dict[str, Future[Taken]] = {}
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reply")
 
@@ -91,6 +139,7 @@ class WalledIntake:
                 answered = sent.metadata.reply_to_message_id
                 if answered in wanted:
                     self._coming[answered] = self._threads.submit(self._one, sent.metadata.message_id, tree)
+                    self._coming[answered].add_done_callback(lambda _: self._news.set())
         done = [number for number, future in self._coming.items() if future.done()]
         return [(number, self._coming.pop(number).result()) for number in done]
 
@@ -100,6 +149,21 @@ class WalledIntake:
             return False
         self._heard, self._asked_at = rung, now
         return True
+
+    def wait(self, seconds: float) -> None:
+        """Until a reply is there, or the bell has rung, but no longer than this."""
+        self._until(self._news, self._listened, seconds)
+        self._news.clear()
+        self._listened = self._rung()
+
+    def _until(self, event: threading.Event, heard: int, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0 and not event.wait(min(left, _LISTEN_S)):
+            if self._rung() != heard:
+                return
+
+    def _rung(self) -> int:
+        return 0 if self._bell is None else self._bell.rung()
 
     def close(self) -> None:
         """Wait for nothing any more."""
@@ -121,8 +185,19 @@ class WalledIntake:
         return taken
 
     def _put_together(self, name: str, tree: ObjectTree) -> Taken:
+        rung = 0
+
+        def pull(names: Collection[str], take: Take) -> None:
+            nonlocal rung
+            rung = self._rung()  # what rings while Flower answers is not missed
+            self._pull(names, take)
+
+        def wait() -> None:
+            self._until(self._over, rung, _ASK_ANYWAY_S if self._bell is None else _PIECES_ANYWAY_S)
+
         try:
-            message = put_together(name, gathered(tree, self._pull, self._largest), self._largest)
+            contents = gathered(tree, pull, self._largest, wait)
+            message = put_together(name, contents, self._largest)
         except ObjectPullError:
             return Code.UNREACHABLE
         except TooLargeMessage:
@@ -136,18 +211,23 @@ class WalledIntake:
         whole = isinstance(message, Message) and (message.has_error() or isinstance(message.content, RecordDict))
         return message if whole else Code.GARBAGE  # type: ignore[return-value]  # whole says so
 
-    def _pull(self, name: str) -> bytes:
-        """What the piece of this name holds; one that has not come yet is asked for again."""
+    def _pull(self, names: Collection[str], take: Take) -> None:
+        """What the pieces of these names hold."""
         if self._over.is_set():
-            raise ObjectPullError(name, "nobody waits for it any more")
-        answer = self._client.PullObject(PullObjectRequest(object_id=name, **self._asked))
-        if not answer.object_found:
-            raise ObjectPullError(name, "it is not there")
-        if not answer.object_available:
-            raise ObjectUnavailableError(name)
-        held = bytes(answer.object_content)
-        content = held if self._bodies is None else self._bodies.content(held)
-        # What comes from a disk is as it was written, or not there.
-        if content is None or (content is not held and not is_of(name, content)):
-            raise ObjectPullError(name, "it is not there any more")
-        return content
+            raise ObjectPullError(next(iter(names)), "nobody waits for it any more")
+        answer = self._client._unary_unary(
+            path=TAKE_PIECES,
+            rpc_method=TAKE_PIECES,
+            request=PullObjectRequest(object_id=joined(names), **self._asked),
+            response_type=PullObjectResponse,
+        )
+        for frame, held in unframed(answer.object_content):
+            if frame.condition is Condition.NONE:
+                raise ObjectPullError(frame.name, "it is not there")
+            content: bytes | None = None
+            if frame.condition is Condition.HERE:
+                content = held if self._bodies is None else self._bodies.content(held)
+                # What comes from a disk is as it was written, or not there.
+                if content is None or (content is not held and not is_of(frame.name, content)):
+                    raise ObjectPullError(frame.name, "it is not there any more")
+            take(frame.name, content)

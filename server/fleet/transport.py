@@ -51,6 +51,9 @@ class Intake(Protocol):
     def take(self, numbers: Iterable[str]) -> list[tuple[str, Taken]]:
         """The replies that are there by now to the messages with these numbers, each with the number it answers."""
 
+    def wait(self, seconds: float) -> None:
+        """Until there may be more to take, but no longer than this."""
+
     def forget(self, numbers: Iterable[str]) -> None:
         """Nobody waits any more for replies to the messages with these numbers."""
 
@@ -69,6 +72,10 @@ class PlainIntake:
     def take(self, numbers: Iterable[str]) -> list[tuple[str, Taken]]:
         """All replies that there are."""
         return [(reply.metadata.reply_to_message_id, reply) for reply in self._grid.pull_messages(numbers)]
+
+    def wait(self, seconds: float) -> None:
+        """All of it: nothing says that there is more."""
+        time.sleep(seconds)
 
     def forget(self, numbers: Iterable[str]) -> None:
         """They end with the exchange."""
@@ -144,7 +151,7 @@ class _Exchange:
             if self._probe is not None:
                 self._look_after(self._probe)
             if not replies:
-                time.sleep(_POLL_S)
+                self._intake.wait(_POLL_S)
 
     def _push(self, messages: Mapping[int, Message]) -> list[int]:
         """Send the messages; the nodes that none can be sent to, among them those that have been away for long."""

@@ -157,17 +157,20 @@ def _follow(home: ServerHome, number: int, folder: RunFolder, wait: Wait) -> tup
     """
     heard, worked, lost = time.monotonic(), False, False
     while True:
-        at_work = folder.is_taken()
-        lost, worked = not at_work and (lost or worked), at_work
         try:
+            # One connection for as long as it holds: TLS anew for every question would cost more than its answer.
             with RunControl(home) as control:
-                state, details = control.state(number)
-                if lost and not state.startswith("finished"):
-                    control.stop(number)
-                    return "killed", ""
-            heard = time.monotonic()
-            if state.startswith("finished"):
-                return state, details
+                while True:
+                    at_work = folder.is_taken()
+                    lost, worked = not at_work and (lost or worked), at_work
+                    state, details = control.state(number)
+                    if lost and not state.startswith("finished"):
+                        control.stop(number)
+                        return "killed", ""
+                    heard = time.monotonic()
+                    if state.startswith("finished"):
+                        return state, details
+                    time.sleep(_POLL_S)
         except RunError:
             if time.monotonic() - heard > max(_SERVER_S, wait.patience_s):
                 raise

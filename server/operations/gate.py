@@ -7,11 +7,10 @@ exist: what is not on the list is answered with 404, and Flower itself listens o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ import httpx
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fedgraft.common.messages.frames import LARGEST_PIECE
 from fedgraft.server.bodies.bodies import Bodies
-from fedgraft.server.bodies.pieces import PULL_PIECE, PUSH_PIECE, ForgedPiece, fetched, is_taken, put_down
+from fedgraft.server.bodies.pieces import PUSH_PIECE, PUSH_PIECES, ForgedPiece
+from fedgraft.server.bodies.relay import LARGEST_AT_ONCE, LENGTH, PIECE_PATHS, Answer, Plain, Relay, TurnedAway
 from fedgraft.server.fleet.bell import Bells, Waits
 from fedgraft.server.operations.doors import Client, DoorLimits, Doors, listening
 from fedgraft.server.operations.request_auth import KEY, AuthVerdict, RequestAuth
@@ -39,15 +40,17 @@ FLEET = frozenset(
         "get-fab",
         "push-object",
         "pull-object",
+        "push-pieces",
+        "pull-pieces",
         "confirm-message-received",
     )
 )
-"""All of the Fleet API but register and unregister: who takes part is decided by provisioning."""
+"""All of the Fleet API but register and unregister: who takes part is decided by provisioning. And many pieces."""
 
-LARGEST_BYTES = 8 << 20
+LARGEST_BYTES = LARGEST_PIECE
 """Flower sends arrays in pieces of 5 MiB."""
 
-_LARGEST = {PUSH_PIECE: LARGEST_BYTES, PUSH: 1 << 18}
+_LARGEST = {PUSH_PIECE: LARGEST_BYTES, PUSH_PIECES: LARGEST_AT_ONCE, PUSH: 1 << 18}
 """A reply's pieces are named in some 70 bytes each."""
 
 _LARGEST_WORDS = 1 << 14
@@ -63,12 +66,8 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
-"""Status, headers and body."""
-
 _ASK = "/v1/fleet/pull-messages"
-_LENGTH = b"content-length"
-_LATER: Answer = (503, [(b"retry-after", b"2")], b"")
+_LATER: Plain = (503, [(b"retry-after", b"2"), (LENGTH, b"0")], b"")
 
 
 class Gate:
@@ -89,8 +88,8 @@ class Gate:
         bells: Bells | None = None,
     ) -> None:
         self._guard = guard
-        self._bodies = bodies
-        self._waits = Waits[Answer](bells.down) if bells is not None else None
+        self._relay = None if bodies is None else Relay(bodies, self._pass_on, guard.one_more)
+        self._waits = Waits[Plain](bells.down) if bells is not None else None
         self.doors = Doors(limits)
         self._log = logging.getLogger("fedgraft.gate")
         trusted = ssl.create_default_context(cafile=str(authority))
@@ -107,6 +106,10 @@ class Gate:
             # What was not read of a request must not be taken for the next one.
             headers = [*headers, (b"connection", b"close")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
+        if not isinstance(body, bytes):
+            async for part in body:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            body = b""
         await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
@@ -131,19 +134,29 @@ class Gate:
         if verdict is not AuthVerdict.PASS:
             return _bare(verdict.value)
         self.doors.signed(client, self._guard.name(headers))
-        body = await _read(receive, largest)
-        if isinstance(body, int):
-            return _bare(body)
+        try:
+            return await self._let_in(path, receive, headers, _parts(receive, largest))
+        except TurnedAway as refused:
+            return _bare(refused.status)
+
+    async def _let_in(
+        self, path: str, receive: Receive, headers: dict[bytes, bytes], parts: AsyncIterator[bytes]
+    ) -> Answer:
+        if self._relay is not None and path in PIECE_PATHS:
+            return await self._pieces(self._relay, path, headers, parts)
+        body = b"".join([part async for part in parts])
         if not speaks_for_itself(path, body):
             self._log.warning("a site speaks in another's name: %s", self._guard.name(headers))
             return _bare(403)
-        return await self._let_in(path, receive, headers, body)
+        if self._waits is not None and path == _ASK:
+            return await self._next(self._waits, receive, headers, body)
+        return await self._pass_on(path, headers, body)
 
-    async def _next(self, waits: Waits[Answer], receive: Receive, headers: dict[bytes, bytes], body: bytes) -> Answer:
+    async def _next(self, waits: Waits[Plain], receive: Receive, headers: dict[bytes, bytes], body: bytes) -> Plain:
         """The next message for a site, which may wait for it."""
         leaves = asyncio.ensure_future(receive())
 
-        async def ask() -> Answer:
+        async def ask() -> Plain:
             # Flower would take for delivered what nobody is there to have.
             return _LATER if leaves.done() else await self._pass_on(_ASK, headers, body)
 
@@ -152,13 +165,11 @@ class Gate:
         finally:
             leaves.cancel()
 
-    async def _let_in(self, path: str, receive: Receive, headers: dict[bytes, bytes], body: bytes) -> Answer:
-        if self._waits is not None and path == _ASK:
-            return await self._next(self._waits, receive, headers, body)
-        if self._bodies is None or path not in (PUSH_PIECE, PULL_PIECE):
-            return await self._pass_on(path, headers, body)
+    async def _pieces(
+        self, relay: Relay, path: str, headers: dict[bytes, bytes], parts: AsyncIterator[bytes]
+    ) -> Answer:
         try:
-            return await self._piece(self._bodies, path, headers, body)
+            return await relay.answer(path, self._guard.name(headers), headers, parts)
         except ForgedPiece:
             self._log.warning("a site sends what no site may: %s", self._guard.name(headers))
             return _bare(403)
@@ -166,20 +177,7 @@ class Gate:
             self._log.error("a piece could not be written or read: %s", error.strerror)
             return _LATER
 
-    async def _piece(self, bodies: Bodies, path: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
-        """A piece on its way, past Flower, which sees a reference. In a thread, since disks can be slow."""
-        if path == PULL_PIECE:
-            status, kept, answer = await self._pass_on(path, headers, body)
-            whole = await asyncio.to_thread(fetched, bodies, answer) if status == 200 else answer
-            return status, [*(one for one in kept if one[0] != _LENGTH), (_LENGTH, str(len(whole)).encode())], whole
-        passed, reference = await asyncio.to_thread(put_down, bodies, body)
-        status, kept, answer = await self._pass_on(path, headers, passed)
-        # Of 503 nobody knows what became of it: what was not taken is swept.
-        if status != 503 and not (status == 200 and is_taken(answer)):
-            bodies.discard(reference)
-        return status, kept, answer
-
-    async def _pass_on(self, path: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
+    async def _pass_on(self, path: str, headers: dict[bytes, bytes], body: bytes) -> Plain:
         if not self._guard.name(headers):  # shut out while it waited, or while its request came
             return _bare(401)
         passed = [(key, value) for key, value in headers.items() if key in _PASSED_ON or key.startswith(_PREFIX)]
@@ -189,7 +187,7 @@ class Gate:
             # Sites wait for a server that restarts.
             return _LATER
         kept = [(k, v) for k, v in answer.headers.raw if k.lower() == b"content-type" or k.lower().startswith(_PREFIX)]
-        return answer.status_code, [*kept, (_LENGTH, str(len(answer.content)).encode())], answer.content
+        return answer.status_code, [*kept, (LENGTH, str(len(answer.content)).encode())], answer.content
 
     async def _health(self) -> int:
         try:
@@ -198,13 +196,13 @@ class Gate:
             return 503
 
 
-def _is_empty(answer: Answer) -> bool:
+def _is_empty(answer: Plain) -> bool:
     """Whether Flower has no message; it says so with an empty body."""
     return answer[0] == 200 and not answer[2]
 
 
-def _bare(status: int) -> Answer:
-    return status, [(_LENGTH, b"0")], b""
+def _bare(status: int) -> Plain:
+    return status, [(LENGTH, b"0")], b""
 
 
 def _single(raw: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:
@@ -218,22 +216,23 @@ def _fits(headers: dict[bytes, bytes], largest: int) -> bool:
     return length.isdigit() and int(length) <= largest
 
 
-async def _read(receive: Receive, largest: int) -> bytes | int:
-    """The body, or the status that says why there is none."""
-    parts, size = [], 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_BODY_S):
-            while True:
+async def _parts(receive: Receive, largest: int) -> AsyncIterator[bytes]:
+    """The body as it comes, of which every 8 MiB may take so long. TurnedAway if it is none."""
+    began, size, more = asyncio.get_running_loop().time(), 0, True
+    while more:
+        try:
+            async with asyncio.timeout_at(began + _BODY_S * (1 + size // LARGEST_BYTES)):
                 message = await receive()
-                if message["type"] != "http.request":
-                    return 400
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > largest:
-                    return 413
-                if not message.get("more_body", False):
-                    return b"".join(parts)
-    return 408
+        except TimeoutError:
+            raise TurnedAway(408) from None
+        if message["type"] != "http.request":
+            raise TurnedAway(400)
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > largest:
+            raise TurnedAway(413)
+        yield part
+        more = message.get("more_body", False)
 
 
 class _Impatient(H11Protocol):

@@ -78,6 +78,10 @@ class RequestAuth:
         """Whose key a request that passed was signed with."""
         return self._admitted().get(b64decode(headers[KEY]).decode("ascii"), "")
 
+    def one_more(self, name: str) -> bool:
+        """Whether a known site may send or have one piece more: each counts as much as a request."""
+        return self._known.take(name)
+
     def stranger(self, address: str) -> bool:
         """Whether an unsigned request from `address` may have an answer."""
         return self._strangers.take(address)

@@ -3,7 +3,7 @@
 Flower 1.41 passes a body through four layers of middleware piece by piece, as TLS gives it out: with models of 45 MB
 that is a large part of a SuperLink's work. A message is forgotten when the node that it is for has it, and its pieces
 are given to that node alone: Flower takes anybody's word for the one, and gives a piece to whoever knows its name.
-What a run has no use for any more goes at once, and not when the run ends.
+What a run has no use for any more goes at once, and not when the run ends. Many pieces may come and go in one request.
 Large pieces are files, to which Flower has references. Run as a module, with the options of `flower-superlink`.
 """
 
@@ -39,6 +39,7 @@ from flwr.superlink.servicer.runtime import runtime_handlers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedgraft.server.bodies.bodies import Bodies
+from fedgraft.server.bodies.many import open_routes
 from fedgraft.server.bodies.object_store import BodiesObjectStore
 from fedgraft.server.fleet.bell import Bell, Bells
 from fedgraft.server.operations.gate import LARGEST_BYTES
@@ -93,7 +94,7 @@ def confirm(
 def pull(request: PullObjectRequest, state: LinkState) -> PullObjectResponse:
     """Give a node a piece of a message that was sent to it; of all others there is none."""
     store = state.object_store
-    if isinstance(store, BodiesObjectStore) and not store.is_for(request.object_id, request.node.node_id):
+    if isinstance(store, BodiesObjectStore) and not store.those_for(request.node.node_id, [request.object_id]):
         return PullObjectResponse(object_found=False, object_available=False)
     return _flowers_pull(request=request, state=state)
 
@@ -161,14 +162,23 @@ def _create(
 
 
 def rings(handler: Callable[_Asked, _Given], bell: Bell) -> Callable[_Asked, _Given]:
-    """A handler that takes messages in, and rings once they are in the database."""
+    """A handler that takes messages or pieces in, and rings once a message is there with all of its pieces."""
 
     def taking(*asked: _Asked.args, **more: _Asked.kwargs) -> _Given:
         given = handler(*asked, **more)
-        bell.ring()
+        request, state = (*asked, *more.values())[:2]
+        if _is_whole(given, request, state):
+            bell.ring()
         return given
 
     return taking
+
+
+def _is_whole(given: object, request: object, state: object) -> bool:
+    if not isinstance(request, PushObjectRequest):
+        return not getattr(given, "objects_to_push", ())
+    store = state.object_store if isinstance(state, LinkState) else None
+    return not isinstance(store, BodiesObjectStore) or store.is_complete(request.session_id)
 
 
 _flowers = superlink.create_app
@@ -184,11 +194,12 @@ if __name__ == "__main__":
     superlink.create_app = _create
     fleet_handlers.confirm_message_received = confirm
     fleet_handlers.pull_object = pull
-    fleet_handlers.push_object = push_piece
-    runtime_handlers.push_object = send_piece
+    bells = Bells(Path(os.environ["FLWR_HOME"]))
+    fleet_handlers.push_object = rings(push_piece, bells.up)
+    runtime_handlers.push_object = rings(send_piece, bells.down)
     if (bodies := Bodies.of_environment()) is not None:
         object_store_factory.SqlObjectStore = partial(BodiesObjectStore, bodies)  # type: ignore
-    bells = Bells(Path(os.environ["FLWR_HOME"]))
+        open_routes(bells.down.ring, bells.up.ring)
     runtime_handlers.push_messages = rings(runtime_handlers.push_messages, bells.down)
     fleet_handlers.push_messages = rings(push, bells.up)
     runtime_handlers.confirm_message_received = forget

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -16,6 +17,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
+from fedgraft.common.messages.frames import Condition
 from helpers.federation import until
 from helpers.raw_site import RawSite, piece
 from helpers.stage import Stage, staged
@@ -67,6 +69,32 @@ def test_a_site_that_names_a_piece_of_its_reply_after_its_message_gets_nothing_t
             assert not stage.thief.has(wanted, theirs)
 
     assert stage.victim.push(reply, meanwhile=steal) == 200
+    assert stage.thief.push(stage.thief.reply(mine, "mine")) == 200
+    assert stage.found() == ("mine", "theirs")
+
+
+def test_in_a_request_of_many_a_site_has_its_own_pieces_alone_and_sends_none_into_another_s_reply(stage: Stage):
+    mine, theirs = stage.round(mb=8)
+    own, other = mine.metadata.message_id, theirs.metadata.message_id
+    said = stage.thief.conditions([own, other, "0" * 64], mine)
+    assert said == {own: Condition.HERE, other: Condition.NONE, "0" * 64: Condition.NONE}
+    reply = stage.victim.reply(theirs, "theirs")
+    pieces = [(name, one.deflate()) for name, one in get_all_nested_objects(reply).items()]
+    envelope = message_to_proto(remove_content_from_message(reply))
+    envelope.metadata.message_id = reply.object_id
+    request = PushMessagesRequest(
+        node=Node(node_id=stage.victim.node), messages_list=[envelope], message_object_trees=[get_object_tree(reply)]
+    )
+    taken = PushMessagesResponse.FromString(stage.victim.call("push-messages", request).content)
+    run = theirs.metadata.run_id
+    with pytest.raises(httpx.HTTPStatusError, match="401"):
+        stage.thief.push_many(pieces, run, taken.session_id, node=stage.victim.node)
+    other_run, _ = run + 1, stage.thief.push_many(pieces[:1], run, "no such session")
+    with pytest.raises(httpx.HTTPStatusError):
+        stage.thief.push_many(pieces, other_run, taken.session_id)
+    name, content = pieces[0]
+    assert not stage.victim.push_many([(name, content[:-1] + b"?")], run, taken.session_id)
+    assert not stage.victim.push_many([*pieces, piece("RecordDict", [], b"{}")], run, taken.session_id)
     assert stage.thief.push(stage.thief.reply(mine, "mine")) == 200
     assert stage.found() == ("mine", "theirs")
 

@@ -33,6 +33,7 @@ class Recorder:
 
     seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
     answer: bytes = b"answered"
+    status: int = 200
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         body, more = b"", True
@@ -42,7 +43,7 @@ class Recorder:
         headers = {key.decode(): value.decode() for key, value in scope["headers"]}
         self.seen.append((scope["method"], scope["path"], headers, body))
         kept = [(b"content-type", b"x/y"), (b"flwr-it", b"yes"), (b"set-cookie", b"a=b"), (b"server", b"inner")]
-        await send({"type": "http.response.start", "status": 200, "headers": kept})
+        await send({"type": "http.response.start", "status": self.status, "headers": kept})
         await send({"type": "http.response.body", "body": self.answer})
 
 

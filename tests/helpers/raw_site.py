@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -31,6 +31,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.common.identity.keys import NodeKey, public_pem
+from fedgraft.common.messages.frames import ENVELOPE, Condition, framed, joined, unframed
 from helpers.gated import signed
 
 
@@ -42,8 +43,10 @@ class RawSite:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, node
 
     def call(self, name: str, request: Any) -> httpx.Response:
-        headers = signed(self._key) | {"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
-        return self._client.post(f"/v1/fleet/{name}", content=request.SerializeToString(), headers=headers)
+        return self._client.post(f"/v1/fleet/{name}", content=request.SerializeToString(), headers=self._headers())
+
+    def _headers(self) -> dict[str, str]:
+        return signed(self._key) | {"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
 
     def activate(self) -> None:
         request = ActivateNodeRequest(public_key=public_pem(self._key), heartbeat_interval=1800.0)
@@ -66,6 +69,23 @@ class RawSite:
         answer = self.call("pull-object", request)
         answer.raise_for_status()
         return bool(PullObjectResponse.FromString(answer.content).object_found)
+
+    def conditions(self, names: Sequence[str], asked: Message) -> dict[str, Condition]:
+        """How pieces are, for this site, when it asks for many at once."""
+        request = PullObjectRequest(node=Node(node_id=self.node), run_id=asked.metadata.run_id, object_id=joined(names))
+        answer = self.call("pull-pieces", request)
+        answer.raise_for_status()
+        return {frame.name: frame.condition for frame, _ in unframed(answer.content)}
+
+    def push_many(self, pieces: Sequence[tuple[str, bytes]], run: int, session: str, node: int | None = None) -> bool:
+        """Whether the server has these pieces, sent in one request, which `node` makes."""
+        request = PushObjectRequest(
+            node=Node(node_id=self.node if node is None else node), run_id=run, session_id=session
+        )
+        content = framed([(ENVELOPE, request.SerializeToString()), *pieces])
+        answer = self._client.post("/v1/fleet/push-pieces", content=content, headers=self._headers())
+        answer.raise_for_status()
+        return bool(PushObjectResponse.FromString(answer.content).stored)
 
     def reply(self, asked: Message, text: str, **told: Any) -> Message:
         """A reply to a message, with other metadata if asked."""

@@ -208,3 +208,23 @@ def test_a_site_that_was_away_for_some_rounds_goes_on_with_the_newest():
     waiting = executor.Waiting(Queue(*sent))
     done = [(work.kind, work.run) for work in iter(waiting.next, None)]
     assert done == [(wire.VISIT, 2), (wire.PING, 1), (wire.VISIT, 1), (wire.PING, 1)]
+
+
+def test_a_site_that_the_server_has_held_while_it_waited_asks_again_at_once(place, server, monkeypatch):
+    monkeypatch.setattr(executor, "_BUSY_S", 600.0)
+    monkeypatch.setattr(executor, "_HELD_S", 0.05)
+    stop, three = threading.Event(), threading.Event()
+
+    def held(_: bytes) -> bytes:
+        if server.asked.count(PULL) > 2:
+            three.set()
+            stop.set()
+        threading.Event().wait(0.1)
+        return b""
+
+    server.answers[PULL] = held
+    site = threading.Thread(target=executor.run_site, args=(place[0], stop), daemon=True)
+    site.start()
+    assert three.wait(120)
+    site.join(120)
+    assert not site.is_alive()

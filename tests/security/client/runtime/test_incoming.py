@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
-from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.task_identity import TaskIdentity
@@ -24,6 +24,7 @@ from fedgraft.client.runtime import executor, incoming
 from fedgraft.client.runtime import link as connection
 from fedgraft.client.runtime.link import Link, Stopped, Work
 from fedgraft.common.base.errors import RunError
+from fedgraft.common.messages.frames import LARGEST_PIECE, MOST_AT_ONCE, Condition, framed, head, split
 from fedgraft.common.messages.pieces import MOST_PIECES, TooLargeMessage
 from fedgraft.common.protocol import wire
 from fedgraft.server.provisioning.consortium import Consortium
@@ -34,7 +35,7 @@ from helpers.ports import free_port
 from helpers.raw_site import piece
 from helpers.scripted import ACTIVATE, PULL, PUSH, Scripted
 
-PIECE = "/v1/fleet/pull-object"
+PIECE = "/v1/fleet/pull-pieces"
 MB = 1 << 20
 
 
@@ -79,11 +80,15 @@ def served(server: Scripted, pieces: dict[str, bytes], tree: ObjectTree, message
     server.answers[PULL] = lambda _: answer
 
     def give(body: bytes) -> bytes:
-        held = pieces.get(PullObjectRequest.FromString(body).object_id)
-        found = {"object_found": held is not None, "object_available": bool(held), "object_content": held or b""}
-        return PullObjectResponse(**found).SerializeToString()
+        return b"".join(frame(name, pieces.get(name)) for name in split(PullObjectRequest.FromString(body).object_id))
 
     server.answers[PIECE] = give
+
+
+def frame(name: str, held: bytes | None) -> bytes:
+    if held:
+        return framed([(name, held)])
+    return head(name, Condition.NONE if held is None else Condition.LATER)
 
 
 def received(link: Link) -> Work:
@@ -152,12 +157,43 @@ def test_a_tree_of_more_pieces_than_there_may_be_is_not_asked_for(link, server, 
     assert len(server.asked) == asked
 
 
-@pytest.mark.parametrize("path", [PULL, PIECE])
-def test_an_answer_that_is_far_too_large_ends_the_site_with_a_word_and_not_its_memory(link, server, sent, path):
-    work = received(link)
-    server.answers[path] = lambda _: bytes(48 * MB)
+def test_an_answer_that_is_far_too_large_ends_the_site_with_a_word_and_not_its_memory(link, server, sent):
+    server.answers[PULL] = lambda _: bytes(48 * MB)
     with pytest.raises(RunError, match="does not speak as Flower does"):
-        link.receive() if path == PULL else link.read(work)
+        link.receive()
+
+
+@pytest.mark.parametrize("size", [LARGEST_PIECE + 1, 1 << 40])
+def test_a_piece_that_is_far_too_large_is_not_taken_in(link, server, sent, size):
+    work = received(link)
+    server.answers[PIECE] = lambda _: head(work.tree.object_id, Condition.HERE, size) + bytes(48 * MB)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RunError, match="does not speak as Flower does"):
+        link.read(work)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 * 1024
+
+
+def test_an_answer_of_more_pieces_than_were_asked_for_is_none(link, server, sent):
+    work, (own, *_) = received(link), sent
+    server.answers[PIECE] = lambda _: framed([(own, sent[own]), *[(f"{n:064x}", b"x") for n in range(MOST_AT_ONCE)]])
+    with pytest.raises(ObjectPullError, match="another"):
+        link.read(work)
+    server.answers[PIECE] = lambda _: framed([(own, sent[own])] * 2)
+    with pytest.raises(ObjectPullError, match="nobody has asked"):
+        link.read(work)
+
+
+def test_what_came_before_an_answer_broke_off_is_not_asked_for_again(link, server, sent):
+    work, give, asked = received(link), server.answers[PIECE], list[int]()
+
+    def half(body: bytes) -> bytes:
+        asked.append(len(split(PullObjectRequest.FromString(body).object_id)))
+        whole = give(body)
+        return whole if len(asked) > 1 else whole[:-3]
+
+    server.answers[PIECE] = half
+    assert link.read(work).content["words"]["json"] == "work"
+    assert asked == [len(sent), 1]
 
 
 def test_an_answer_that_is_packed_is_not_unpacked(link, server, sent):

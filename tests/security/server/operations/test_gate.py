@@ -140,7 +140,7 @@ def test_bodies_have_a_size_declared_or_not(gated, key):
     assert len(gated.recorder.seen) == 1
 
 
-@pytest.mark.parametrize("path", sorted(FLEET - {"/v1/fleet/push-object"}))
+@pytest.mark.parametrize("path", sorted(FLEET - {"/v1/fleet/push-object", "/v1/fleet/push-pieces"}))
 def test_only_what_brings_pieces_may_be_large(gated, key, path):
     """A request of 8 MiB can hold four million parts, and took half a minute and a gigabyte to read."""
     assert gated.client.post(path, content=bytes(1 << 19), headers=signed(key)).status_code == 413

@@ -45,6 +45,8 @@ class Control:
         self.ends: list[tuple[str, str]] = []
         self.online, self.started, self.stopped = 2, 0, 0
         self.status = "finished"
+        self.followed: set[object] = set()
+        """The connections over which a run's state was asked for."""
         self.nodes: list[NodeInfo] = []
         files = {"ssl_certfile": str(home.inner[0]), "ssl_keyfile": str(home.inner[1])}
         config = uvicorn.Config(
@@ -59,6 +61,8 @@ class Control:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         while (await receive()).get("more_body"):
             pass
+        if scope["path"].endswith("list-runs"):
+            self.followed.add(scope["client"])
         body = self._answer(scope["path"].rpartition("/")[2]).SerializeToString()
         headers = [(b"content-type", b"application/x-protobuf")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -123,6 +127,14 @@ def test_a_run_that_failed_for_a_reason_of_its_own_is_not_tried_again(home, cont
     with pytest.raises(RunError, match="no site can take part"):
         run_study(home, run, READY, print)
     assert control.started == 1
+
+
+def test_a_run_is_followed_over_one_connection(home, control, run):
+    control.ends, control.status = [("stopped", "")], "running"
+    threading.Timer(1.0, lambda: setattr(control, "status", "finished")).start()
+    with pytest.raises(RunError, match="stopped"):
+        run_study(home, run, READY, print)
+    assert len(control.followed) == 1
 
 
 def test_a_run_that_was_stopped_can_be_continued_and_is_not_by_itself(home, control, run):

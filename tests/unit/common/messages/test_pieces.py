@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
+from fedgraft.common.messages.frames import MOST_AT_ONCE
 from fedgraft.common.messages.pieces import (
     MOST_PIECES,
+    Pull,
+    Take,
     TooLargeMessage,
     gathered,
     is_of,
@@ -31,11 +37,25 @@ def pieces_of(record: RecordDict) -> dict[str, bytes]:
     return {name: one.deflate() for name, one in get_all_nested_objects(record).items()}
 
 
+def giving(there: dict[str, bytes]) -> Pull:
+    """Has all pieces that it is asked for."""
+
+    def pull(names: Collection[str], take: Take) -> None:
+        for name in list(names):
+            take(name, there[name])
+
+    return pull
+
+
+def never() -> None:
+    raise AssertionError
+
+
 def test_what_was_taken_apart_is_put_together_again(record: RecordDict) -> None:
     there, tree = pieces_of(record), get_object_tree(record)
     assert sorted(names_in(tree)) == sorted(there)
     assert all(is_of(name, content) for name, content in there.items())
-    found = gathered(tree, there.__getitem__, 1 << 20)
+    found = gathered(tree, giving(there), 1 << 20, never)
     assert found == there
     again = put_together(record.object_id, found, 1 << 20)
     assert isinstance(again, RecordDict)
@@ -51,9 +71,57 @@ def test_a_piece_of_another_name_is_told(record: RecordDict) -> None:
 def test_no_more_is_gathered_than_there_is_room_for(record: RecordDict) -> None:
     there, tree = pieces_of(record), get_object_tree(record)
     size = sum(map(len, there.values()))
-    assert gathered(tree, there.__getitem__, size) == there
+    assert gathered(tree, giving(there), size, never) == there
     with pytest.raises(TooLargeMessage):
-        gathered(tree, there.__getitem__, size - 1)
+        gathered(tree, giving(there), size - 1, never)
+
+
+def test_pieces_that_come_later_are_waited_for_and_asked_for_again(record: RecordDict) -> None:
+    there, tree = pieces_of(record), get_object_tree(record)
+    late, asked, waits = list(there)[2:], list[int](), list[int]()
+
+    def pull(names: Collection[str], take: Take) -> None:
+        asked.append(len(names))
+        for name in list(names):
+            take(name, None if name in late else there[name])
+
+    def wait() -> None:
+        waits.append(len(late))
+        late.pop()
+
+    assert gathered(tree, pull, 1 << 20, wait) == there
+    assert asked[0] == len(there)
+    assert asked[-1] == 1
+    assert len(waits) == len(there) - 2
+
+
+def test_a_message_of_many_pieces_is_asked_for_in_parts_and_what_comes_late_does_not_stop_the_rest() -> None:
+    there = {f"{number:064x}": bytes([number % 256]) for number in range(3 * MOST_AT_ONCE)}
+    first, *others = there
+    tree = ObjectTree(object_id=first, children=[ObjectTree(object_id=name) for name in others])
+    late, asked = set(list(there)[:MOST_AT_ONCE]), list[int]()
+
+    def pull(names: Collection[str], take: Take) -> None:
+        asked.append(len(names))
+        for name in list(names):
+            take(name, None if name in late and len(asked) < 4 else there[name])
+
+    assert gathered(tree, pull, 1 << 20, lambda: None) == there
+    assert max(asked) == MOST_AT_ONCE
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_piece_that_nobody_has_asked_for_is_not_taken(record: RecordDict, again: bool) -> None:
+    there, tree = pieces_of(record), get_object_tree(record)
+
+    def pull(names: Collection[str], take: Take) -> None:
+        first = next(iter(names))
+        take(first, there[first])
+        take(first if again else "0" * 64, b"more")
+
+    with pytest.raises(ObjectPullError, match="nobody has asked"):
+        gathered(tree, pull, 1 << 20, never)
 
 
 def test_no_more_is_put_together_than_there_is_room_for(record: RecordDict) -> None:
