@@ -111,8 +111,11 @@ def type_all(page: str, command: Command) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif("FEDGRAFT_REAL_DATA" not in os.environ, reason="$FEDGRAFT_REAL_DATA is not set")
-def test_what_the_page_on_chest_x_rays_types_works(command: Command, tmp_path: Path) -> None:
+def test_what_the_page_on_chest_x_rays_types_works(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what the page says comes out: the two hospitals are not to train one model."""
+    monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "home"))  # weights are unpacked there
     said = type_all("tutorials/chest_xrays.md", command)
     (advised,) = (text for line, text in said.items() if line.startswith("study suggest"))
     assert "Let each site train alone, and do not federate" in " ".join(advised.split())
