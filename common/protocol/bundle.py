@@ -31,6 +31,8 @@ _LARGEST_ARRAY = 1 << 40
 
 _LONGEST_NAME = 512
 _LARGEST_INDEX = 8 << 20
+_ROW = 32
+"""About so many characters a row of the list has beside the name."""
 _KEPT_INDEX = 1 << 17
 """Longer lists are read anew in every message: what is kept must stay small, whoever wrote it."""
 
@@ -70,17 +72,27 @@ def form_of(shape: object, dtype: np.dtype[Any]) -> tuple[tuple[int, ...], int]:
 
 def pack_bundle(arrays: Arrays) -> bytes:
     """Many arrays as one: 4 bytes with the length of a JSON list of name, type and shape, the list, the arrays."""
-    text = _index_text(tuple([(key, type_that_travels(array), array.shape) for key, array in arrays.items()]))
+    index = tuple([(key, type_that_travels(array), array.shape) for key, array in arrays.items()])
+    short = _ROW * len(arrays) + sum(map(len, arrays)) <= _KEPT_INDEX
+    text = _kept_index_text(index) if short else _index_text(index)
     parts = [len(text).to_bytes(4, "little"), text, bytes(-(4 + len(text)) % _ALIGN)]
     for array in arrays.values():
         parts += [array.tobytes(), bytes(-array.nbytes % _ALIGN)]
     return b"".join(parts)
 
 
-@lru_cache(maxsize=64)
-def _index_text(index: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
-    """The list as bytes: the same in every message of a stage."""
+IndexRows = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+def _index_text(index: IndexRows) -> bytes:
+    """The list as bytes."""
     return json.dumps(index).encode()
+
+
+@lru_cache(maxsize=64)
+def _kept_index_text(index: IndexRows) -> bytes:
+    """The same, kept, since it is the same in every message of a stage."""
+    return _index_text(index)
 
 
 def unpack_bundle(data: memoryview) -> dict[str, np.ndarray]:

@@ -8,10 +8,10 @@ import fedgraft as fg
 
 SIGNATURES = {
     "simulate": (
-        "(study, scenario=None, *, out=None, engine='inprocess', workers=2, threads=1, track=(), progress=None, "
-        "release=None)"
+        "(study, scenario=None, *, out=None, engine='inprocess', workers=None, threads=1, ray_address=None, track=(), "
+        "progress=None, release=None)"
     ),
-    "resume": "(run, *, engine='inprocess', workers=2, threads=1, track=(), progress=None)",
+    "resume": "(run, *, engine='inprocess', workers=None, threads=1, ray_address=None, track=(), progress=None)",
     "compare": (
         "(study, scenario=None, *, arms=(), seeds=None, only=(), quick=False, out=None, workers=2, threads=1, "
         "track=(), progress=None)"
