@@ -126,19 +126,13 @@ def pieces(like: Tensor, deviation: float) -> Iterator[Tensor]:
 
 
 def _noisy_share(sums: Tensor, deviation: float, expected: float) -> Tensor:
-    """`sums` with noise, divided, in their own type: piece by piece, so that all is done in the processor's cache.
-
-    Sums and noise are counted in steps until they are divided, which saves three passes: the step is a power of two.
-    """
+    """`sums` with noise, divided, in their own type: piece by piece, so that all is done in the processor's cache."""
     step, flat = granularity(deviation), sums.flatten()
     noisy, start = torch.empty_like(flat), 0
-    room: Tensor | None = None
-    for piece in secret.normals(flat.numel(), flat.device):
-        end = start + len(piece)
-        room = torch.empty_like(piece) if room is None else room
-        whole = room[: len(piece)].copy_(flat[start:end]).mul_(1 / step).round_()
-        noisy[start:end].copy_(piece.mul_(deviation / step).round_().add_(whole).div_(expected / step))
-        start = end
+    for piece in pieces(sums, deviation):
+        own = slice(start, start + len(piece))
+        noisy[own] = piece.add_(_on_grid(flat[own], step)).div_(expected)
+        start += len(piece)
     return noisy.view(sums.shape)
 
 

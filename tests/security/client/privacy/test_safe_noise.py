@@ -104,18 +104,6 @@ def test_steps_of_training_lie_on_the_grid(size: tuple[int, ...]) -> None:
             assert torch.equal(part / step, (part / step).round())
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-def test_many_numbers_are_those_of_the_plain_formula_to_the_last_bit(
-    kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Noise and sums, each on the grid, added and then divided; here with the same noise in both."""
-    monkeypatch.setattr(secret, "_key", lambda: bytes(range(32)))
-    total, noises = torch.randn(70_001, dtype=kind) * 100, Noises(0.7, 1, 1.0)
-    step = granularity(noises.deviation_of(len(total)))
-    plainly = (noise(total, noises.deviation_of(len(total))) + (total.double() / step).round() * step) / 57.3
-    assert torch.equal(noisy_mean([total], noises, 57.3)[0], plainly.to(kind))
-
-
 def test_the_step_is_a_power_of_two_far_below_the_noise() -> None:
     for deviation in (1e-9, 0.3, 1.0, 1.999, 2.0, 1e6):
         share = granularity(deviation) / deviation
