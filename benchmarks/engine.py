@@ -88,17 +88,21 @@ def main() -> None:
     parser.add_argument("workload", choices=WORKLOADS)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--sites", type=int, help="another number of sites (payload: memory at 2 and 64)")
+    parser.add_argument("--rounds", type=int, help="another number of rounds")
     parser.add_argument("--only", nargs="+", choices=[*PAIRS, *PAIRS.values()], help="only these contestants")
+    parser.add_argument("--agree", action="store_true", help="show that all do the same work, and time nothing")
     asked = parser.parse_args()
     register()
     names = asked.only or ["loop", "inprocess", "loop2", "pool"]
     with tempfile.TemporaryDirectory(prefix="fedgraft-bench-") as temporary:
         folder = Path(temporary)
-        load = workload(asked.workload, None, asked.sites)
+        load = workload(asked.workload, asked.rounds, asked.sites)
         write(load, folder)
         arrays(load, folder)
         print(f"{load}; load average {os.getloadavg()[0]:.2f}")
         prove_equal(load, names, folder)
+        if asked.agree:
+            return
         found = run(load, names, asked.runs, folder)
         table(found)
         if load.name == "light":

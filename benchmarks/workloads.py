@@ -12,10 +12,11 @@ from PIL import Image
 from fedgraft.client.data.cohorts.batches import to_float
 from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.cohort_request import split_rule
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.checks.check_plugins import pinned
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.simulations.engines.run import Hospitals
+from fedgraft.simulations.engines.run import Hospitals, opened
 
 CLASSES = ("dark", "light")
 CENTRAL = "zz-central"
@@ -98,7 +99,8 @@ def names(load: Workload) -> list[str]:
 def arrays(load: Workload, folder: Path) -> None:
     """The same images as the engines decode and split them, as float arrays for the loops; written once."""
     asked, target = study(load), folder / f"{load.name}-arrays"
-    wanted = CohortRequest(asked.tasks, asked.input, asked.split, asked.seed)
+    # By the rule that the engines' sites go by: other patients, and the loops would do other work.
+    wanted = CohortRequest(asked.tasks, asked.input, asked.split, asked.seed, split_rule(opened(asked), asked))
     for name, spec in write(load, folder).cohorts.items():
         if (target / f"{name}.npz").exists():
             continue
