@@ -63,10 +63,10 @@ def study(backbone: str, size: int) -> Study:
 class Training:
     """One model and one cohort, trained by fedgraft and by hand."""
 
-    def __init__(self, asked: argparse.Namespace, *, resident: bool = True) -> None:
+    def __init__(self, asked: argparse.Namespace, *, resident: bool = True, compiled: bool = False) -> None:
         self.device, self.images, self.batch = torch.device(asked.device), asked.images, asked.batch
         plan, data = study(asked.backbone, asked.size), cohort(asked.images, asked.size)
-        self.local_model = LocalModel(plan, self.device)
+        self.local_model = LocalModel(plan, self.device, compile=compiled)
         kept, loading._RESIDENT_SHARE = loading._RESIDENT_SHARE, loading._RESIDENT_SHARE if resident else 0.0
         self.loader = Loader(data, plan.input, self.device)
         loading._RESIDENT_SHARE = kept
@@ -142,6 +142,14 @@ def augmented(asked: argparse.Namespace) -> None:
     print(f"augmented  {ratio(found, 'with', 'without'):.3f} times as long as without", flush=True)
 
 
+def compiled(asked: argparse.Namespace) -> None:
+    """Images per second with compiled passes and without; what compiling takes is in the turn that is not counted."""
+    work, other = Training(asked), Training(asked, compiled=True)
+    found = turns({"plain": work.ours, "compiled": other.ours}, work.device, asked.runs)
+    rates = ", ".join(f"{who} {asked.images / statistics.median(took):.0f} images/s" for who, took in found.items())
+    print(f"compiled   {rates}; {ratio(found, 'plain', 'compiled'):.3f} of the speed without", flush=True)
+
+
 def private(asked: argparse.Namespace) -> None:
     """Private steps of all of a resnet18 against plain ones, by size of the batch."""
     for batch in (32, 128):
@@ -180,6 +188,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "resident": lambda asked: speeds("resident", asked, resident=True),
     "streamed": lambda asked: speeds("streamed", asked, resident=False),
     "augmented": augmented,
+    "compiled": compiled,
     "private": private,
     "noise": noise,
     "packed": packed,

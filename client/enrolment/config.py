@@ -73,6 +73,8 @@ class SiteConfig(BaseModel):
     """Hold public data for evaluation only, and take no part in training."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
     """A GPU if there is one, or the CPU; or only the CPU, only a GPU, only the GPU with this number."""
+    compile: bool = False
+    """Train by code that is compiled for the model and the machine."""
     secure_aggregation: SecureAggregationSettings | None = None
     """What the site needs to take part in studies with secure aggregation; it refuses them without."""
     threads: Annotated[int, Field(ge=0)] = 0

@@ -105,7 +105,7 @@ class Session:
             source = load_cohort(config.name, config.source, source_request(config, study), beside)
             cohort = replace(cohort, source=source)
         guard = None if config.observer else _guard(study, config, cohort)
-        model = self._models.of(study, _device(config), config.threads)
+        model = self._models.of(study, _device(config), config)
         hold = None if guard is None else _hold(study, self, guard, model)
         return Site(study, cohort, model, place.state, guard, _sealer(study, config), hold=hold, sync=config.sync)
 
@@ -114,15 +114,15 @@ class Models:
     """The one model of a thread: sites of the same study share it, and another study's makes room for it."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, torch.device], LocalModel] = {}
+        self._known: dict[tuple[str, torch.device, bool], LocalModel] = {}
 
-    def of(self, study: Study, device: torch.device, threads: int) -> LocalModel:
-        """The study's model on that device; torch then works with so many threads, or as it likes if 0."""
-        if threads and torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        key = study.digest, device
+    def of(self, study: Study, device: torch.device, config: SiteConfig) -> LocalModel:
+        """The study's model on that device; torch then works with the site's threads, or as it likes if 0."""
+        if config.threads and torch.get_num_threads() != config.threads:
+            torch.set_num_threads(config.threads)
+        key = study.digest, device, config.compile
         if key not in self._known:
-            self._known = {key: LocalModel(study, device)}
+            self._known = {key: LocalModel(study, device, compile=config.compile)}
         return self._known[key]
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.training.augment import augmented
+from fedgraft.client.training.device.autocast import half_precision
+from fedgraft.client.training.device.compiled import Compiled
 from fedgraft.client.training.losses.base import ForwardOutput, RoundContext
-from fedgraft.client.training.model.autocast import half_precision
 from fedgraft.client.training.model.errors import TooFewCases
 from fedgraft.client.training.model.loader import Batch, Loader, shuffled
 from fedgraft.client.training.model.local_model import LocalModel
@@ -22,6 +23,7 @@ from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.stages.losses import Requirement, requirements, wants_all_cases
 
 Pair = tuple[Batch, Batch | None]
+Body = TransferModel | Heads | Compiled
 
 
 def learnt_from(loader: Loader, spec: Gradient) -> Tensor:
@@ -46,7 +48,7 @@ def pairs(loader: Loader, groups: Sequence[Tensor], spec: Gradient, round_contex
         yield _changed(target, spec, draw), None if other is None else _changed(other, spec, draw)
 
 
-def look(body: TransferModel | Heads, pair: Pair, *, features: bool) -> tuple[ForwardOutput, ForwardOutput | None]:
+def look(body: Body, pair: Pair, *, features: bool) -> tuple[ForwardOutput, ForwardOutput | None]:
     """What the model says of a pair, in one pass: norm layers then take their statistics from both domains together."""
     target, source = pair
     inputs = target.inputs if source is None else torch.cat([target.inputs, source.inputs])

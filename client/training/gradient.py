@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.client.training.batch_pairs import (
+    Body,
     learnt_from,
     look,
     pairs,
@@ -27,7 +28,6 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.model.plain_sgd import PlainSgd
 from fedgraft.client.training.rollback import guesses, holds
 from fedgraft.common.base.seeds import derive
-from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.protocol.rates import rate_factor, rate_of
 from fedgraft.common.study.plan import Gradient, Role
 
@@ -83,7 +83,7 @@ def _train(
     weights = _class_weights(local_model, loader, spec, indices)
     objective = Objective(Visit(local_model, spec, changes, round_context, loader, weights))
     loss_sum, seen = torch.zeros((), device=local_model.device), 0
-    body = loader.body(local_model.model)
+    body = local_model.compiled if local_model.compiled and not loader.seen else loader.body(local_model.model)
     with dropout_seeded(local_model, derive(round_context.seed, "dropout")):
         for step, pair in enumerate(pairs(loader, groups, spec, round_context)):
             counted = step // ahead.length / (len(groups) // ahead.length)
@@ -113,9 +113,7 @@ def _train(
     return {"loss": mean, "steps": len(groups), "examples": indices.shape[0]}
 
 
-def _pass(
-    objective: Objective, body: TransferModel | Heads, parts: Sequence[Batch], source: Batch | None, progress: float
-) -> Tensor:
+def _pass(objective: Objective, body: Body, parts: Sequence[Batch], source: Batch | None, progress: float) -> Tensor:
     """Add the gradients of a step's cases to those that the optimiser finds; the loss."""
     losses = []
     for part in parts:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedgraft.client.training.columns.harmonise import harmonisation_sums, harmonised
 from fedgraft.client.training.curvature import curvature_sums
-from fedgraft.client.training.model.autocast import in_halves
+from fedgraft.client.training.device.autocast import in_halves
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.survival import cox_sums, survival_sums

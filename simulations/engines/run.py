@@ -21,7 +21,7 @@ from fedgraft.client.enrolment.config import SiteConfig, read_config, read_site
 from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
 from fedgraft.client.governance.approval import approve
 from fedgraft.client.privacy.policy import SitePolicy
-from fedgraft.client.training.model.process import torch_threads
+from fedgraft.client.training.device.process import torch_threads
 from fedgraft.common.agreement.agreement import SupplyAgreement
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, ResumeError

@@ -14,11 +14,11 @@ import torch
 from fedgraft.client.privacy.dp.chacha import DeviceWords
 from fedgraft.client.privacy.dp.noise import granularity, noise
 from fedgraft.client.training.augment import augment
+from fedgraft.client.training.device.streaming import placed, streamed
 from fedgraft.client.training.gradient import train
 from fedgraft.client.training.microbatching import Microbatching
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.client.training.model.streaming import placed, streamed
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.study.plan import Role
 from fedgraft.common.study.stages.training import Augment

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from fedgraft.client.training.model.autocast import half_precision, in_halves
+from fedgraft.client.training.device.autocast import half_precision, in_halves
 from fedgraft.client.training.model.errors import Diverged
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel

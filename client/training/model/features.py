@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.model.autocast import features_in_halves
+from fedgraft.client.training.device.autocast import features_in_halves
 from fedgraft.client.training.model.evaluate import BATCH
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel

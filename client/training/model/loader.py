@@ -16,7 +16,7 @@ from torch import Tensor
 from fedgraft.client.data.cohorts.batches import floats_of, to_float
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.tables.targets import all_known, known
-from fedgraft.client.training.model.streaming import placed, streamed
+from fedgraft.client.training.device.streaming import placed, streamed
 from fedgraft.common.base.files import digest_arrays
 from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.study.inputs import InputSpec, TableInput

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
+from fedgraft.client.training.device.compiled import Compiled
 from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.models.initialise import make_model, make_teacher
 from fedgraft.common.models.model import TransferModel, state_arrays
@@ -51,7 +52,7 @@ def leave_gradient(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> Non
 class LocalModel:
     """The model, its tags, and which arrays lie in it now, so that entries that stay are not copied again."""
 
-    def __init__(self, study: Study, device: torch.device) -> None:
+    def __init__(self, study: Study, device: torch.device, *, compile: bool = False) -> None:
         self.device = device
         self.parts = 1
         """In how many parts batches are worked on: more than one since memory ran out."""
@@ -59,6 +60,9 @@ class LocalModel:
         self.model.to(device)
         if device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
+        # A pass through a decoder takes the backbone's maps by hooks, which compiled code does not keep.
+        self.compiled = Compiled(self.model) if compile and not self.model.decodes else None
+        """Passes for plain training where the site asks for compiled ones."""
         self.tasks = study.tasks_by_name
         self.more_metrics = study.evaluate.metrics
         """Names of plug-ins' metrics that the study asks for."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fedgraft.client.training.model.process import keep_freed
+from fedgraft.client.training.device.process import keep_freed
 from fedgraft.common.plugins.loading import load_plugins
 from fedgraft.simulations.engines.node import answer, context_for
 from fedgraft.simulations.engines.workers.process_server import end_with_parent

@@ -12,7 +12,7 @@ STEPS = """
 import resource
 import torch
 from torch import nn
-from fedgraft.client.training.model.process import give_back, torch_threads
+from fedgraft.client.training.device.process import give_back, torch_threads
 
 def held():
     with open("/proc/self/statm") as file:
