@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,10 @@ import torch
 from benchmarks.noise_images import cohort
 from benchmarks.workloads import study as local_model_study
 from benchmarks.workloads import workload, write
+from fedgraft.client.privacy.dp import secret
 from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.privacy.dp.noise import Noises, noisy_mean
+from fedgraft.client.training.device.process import keep_freed
 from fedgraft.client.training.gradient import train
 from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.features import Features
@@ -173,21 +177,37 @@ def cache(runs: int) -> None:
     print(f"cache  {ROUNDS} rounds, ratio {statistics.median(ratios):.3f} (at most 0.1)")
 
 
+def noise(runs: int) -> None:
+    """Print the CPU time of a step's noise, of a million entries, and what of it the random numbers take."""
+    keep_freed()
+    total = [torch.zeros(1_400_000) for _ in range(8)]
+    millions = sum(part.numel() for part in total) / 1e6
+    works: dict[str, Callable[[], object]] = {
+        "noised sums": lambda: noisy_mean(total, Noises(1.0, 1, 1.0), 100.0),
+        "random numbers alone": lambda: deque(secret.normals(round(millions * 1e6)), maxlen=0),
+    }
+    for name, work in works.items():
+        took = statistics.median([seconds(work) for _ in range(runs + 1)][1:])
+        print(f"noise  {took * 1000 / millions:6.2f} ms for a million entries: {name}")
+
+
 def main() -> None:
     """Print all ratios, or some."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=[*CASES, "memory", "cache"])
+    parser.add_argument("--only", nargs="+", choices=[*CASES, "noise", "memory", "cache"])
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "MODE"), help="the memory of one mode, as a number")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.peak:
         peak(*asked.peak)
         return
-    wanted = asked.only or [*CASES, "memory", "cache"]
+    wanted = asked.only or [*CASES, "noise", "memory", "cache"]
     for name, case in CASES.items():
         if name in wanted:
             compare(name, case, asked.runs)
+    if "noise" in wanted:
+        noise(asked.runs)
     if "memory" in wanted:
         memory("all")
     if "cache" in wanted:

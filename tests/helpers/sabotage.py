@@ -70,17 +70,21 @@ def noise_divided_again(patch: Patch) -> None:
 
 
 def half_the_noise(patch: Patch) -> None:
-    real = noising.pieces
-    patch.setattr(noising, "pieces", lambda like, deviation: real(like, deviation / 2))
+    real = noising.steps_of_noise
+    patch.setattr(noising, "steps_of_noise", lambda like, deviation: (piece / 2 for piece in real(like, deviation)))
 
 
 def no_noise(patch: Patch) -> None:
-    patch.setattr(noising, "pieces", lambda like, deviation: iter([torch.zeros(like.numel(), dtype=torch.float64)]))
+    patch.setattr(noising, "steps_of_noise", lambda like, deviation: iter([like.new_zeros(like.numel()).double()]))
 
 
 def bare_biases(patch: Patch) -> None:
-    real = noising.pieces
-    patch.setattr(noising, "pieces", lambda like, deviation: real(like, deviation if like.ndim > 1 else 0.0))
+    real = noising.steps_of_noise
+    patch.setattr(
+        noising,
+        "steps_of_noise",
+        lambda like, deviation: (piece * (like.ndim > 1) for piece in real(like, deviation)),
+    )
 
 
 def one_key(patch: Patch) -> None:
@@ -90,25 +94,26 @@ def one_key(patch: Patch) -> None:
 def seeded_noise(patch: Patch) -> None:
     def seeded(like: Tensor, deviation: float) -> Iterator[Tensor]:
         draw = torch.Generator().manual_seed(like.numel())
-        yield torch.randn(like.numel(), generator=draw, dtype=torch.float64) * deviation
+        drawn = torch.randn(like.numel(), generator=draw, dtype=torch.float64)
+        yield drawn * (deviation / noising.granularity(deviation))
 
-    patch.setattr(noising, "pieces", seeded)
+    patch.setattr(noising, "steps_of_noise", seeded)
 
 
 def torch_noise(patch: Patch) -> None:
     """As in Opacus: whoever sets torch's seed knows the noise."""
 
     def drawn(like: Tensor, deviation: float) -> Iterator[Tensor]:
-        yield torch.randn(like.numel(), dtype=torch.float64) * deviation
+        yield torch.randn(like.numel(), dtype=torch.float64) * (deviation / noising.granularity(deviation))
 
-    patch.setattr(noising, "pieces", drawn)
+    patch.setattr(noising, "steps_of_noise", drawn)
 
 
 def numpy_noise(patch: Patch) -> None:
     """As in Flower's own mechanisms."""
 
-    def drawn(count: int, device: torch.device | None = None) -> Iterator[Tensor]:
-        yield torch.from_numpy(np.random.normal(size=count))
+    def drawn(count: int, device: torch.device | None = None, deviation: float = 1.0) -> Iterator[Tensor]:
+        yield torch.from_numpy(np.random.normal(size=count) * deviation)
 
     patch.setattr(secret, "normals", drawn)
 

@@ -40,6 +40,10 @@ _FINE_BITS = 24
 """The grid's step is so many halvings of a deviation, or up to one more."""
 _MOST_WIDENING = 0.5
 
+_SINGLE = 2.0**64
+"""Sums in single precision are brought to steps between this and its inverse as they are: 2^64 times as long as a step
+is still a number there."""
+
 
 def granularity(deviation: float) -> float:
     """The step of the grid on which sums with noise of this deviation lie: a power of two."""
@@ -115,27 +119,43 @@ def noisy_mean(total: Sequence[Tensor], noises: Noises, expected: float) -> list
 
 def noise(like: Tensor, deviation: float) -> Tensor:
     """Fresh Gaussian noise in the shape of `like`, float64, on the grid of its deviation."""
-    return torch.cat([piece.clone() for piece in pieces(like, deviation)]).view(like.shape)
+    drawn = torch.cat([piece.clone() for piece in steps_of_noise(like, deviation)])
+    return drawn.mul_(granularity(deviation)).view(like.shape)
 
 
-def pieces(like: Tensor, deviation: float) -> Iterator[Tensor]:
-    """The same, (numbers,) at a time, in the order of `like` as one row; each piece is overwritten by the next."""
-    step = granularity(deviation)
-    for piece in secret.normals(like.numel(), like.device):
-        yield piece.mul_(deviation / step).round_().mul_(step)
+def steps_of_noise(like: Tensor, deviation: float) -> Iterator[Tensor]:
+    """The same as whole numbers of the grid's steps, (numbers,) at a time, in the order of `like` as one row.
+
+    Each piece is overwritten by the next.
+    """
+    for piece in secret.normals(like.numel(), like.device, deviation / granularity(deviation)):
+        yield piece.round_()
 
 
 def _noisy_share(sums: Tensor, deviation: float, expected: float) -> Tensor:
     """`sums` with noise, divided, in their own type: piece by piece, so that all is done in the processor's cache."""
     step, flat = granularity(deviation), sums.flatten()
     noisy, start = torch.empty_like(flat), 0
-    for piece in pieces(sums, deviation):
+    for piece in steps_of_noise(sums, deviation):
         own = slice(start, start + len(piece))
-        noisy[own] = piece.add_(_on_grid(flat[own], step)).div_(expected)
+        steps = _in_steps(flat[own], step, noisy[own])
+        noisy[own] = piece.add_(steps).mul_(step / expected)
         start += len(piece)
     return noisy.view(sums.shape)
 
 
 def _on_grid(values: Tensor, step: float) -> Tensor:
     """The nearest multiples of `step`, float64; exact, since the step is a power of two."""
-    return values.double().div(step).round_().mul_(step)
+    return _in_steps(values, step).double().mul_(step)
+
+
+def _in_steps(values: Tensor, step: float, place: Tensor | None = None) -> Tensor:
+    """The nearest whole numbers of steps; in `place`, if that is given and can hold them.
+
+    Exact in single precision as well: a power of two only moves the exponent, and who falls below the smallest number
+    has none anyway. Only where that power, or what a step is a part of, leaves the exponents that there are, doubles
+    are needed.
+    """
+    if values.dtype != torch.float64 and not 1 / _SINGLE < step < _SINGLE:
+        values, place = values.double(), None
+    return torch.mul(values, 1 / step, out=place).round_()

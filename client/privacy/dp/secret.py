@@ -39,8 +39,8 @@ def normal(count: int) -> NDArray[np.float64]:
     return np.concatenate([np.empty(0), *(piece.numpy().copy() for piece in normals(count))])
 
 
-def normals(count: int, device: torch.device | None = None) -> Iterator[Tensor]:
-    """`count` independent standard normal numbers (Box-Muller; none beyond 9.4 deviations), in pieces.
+def normals(count: int, device: torch.device | None = None, deviation: float = 1.0) -> Iterator[Tensor]:
+    """`count` independent normal numbers of this deviation around 0 (Box-Muller; none beyond 9.4 of them), in pieces.
 
     Each piece is (numbers,), float64, on the device, where its random bits are made too; the next overwrites it. In
     double precision, so their last digits say how they were made: what is released with them belongs on a grid (see
@@ -55,7 +55,7 @@ def normals(count: int, device: torch.device | None = None) -> Iterator[Tensor]:
         bits = words.next()
         # A uniform number on (0, 1], as fine as 2^-63 near 0, where the tails come from.
         radius.copy_(bits[:half].bitwise_and_(_WITHOUT_SIGN)).add_(1.0).mul_(2.0**-63)
-        radius.log_().mul_(-2.0).sqrt_()
+        radius.log_().mul_(-2.0 * deviation**2).sqrt_()
         second.copy_(bits[half:]).mul_(math.pi * 2.0**-63)
         torch.cos(second, out=first)
         first.mul_(radius)

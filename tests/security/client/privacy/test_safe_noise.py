@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,26 @@ def test_what_rounding_adds_to_a_patients_change_is_in_the_noise(multiplier: flo
     assert moved > np.linalg.norm(change) + 0.9 * step * math.sqrt(numbers), "rounding adds what it can"
     assert multiplier * moved <= deviation
     assert deviation < 1.01 * multiplier * bound
+
+
+@pytest.mark.parametrize("exponent", [-140, -100, -65, -64, -63, -54, -24, 0, 23, 63, 64, 65, 100, 120])
+def test_sums_in_single_precision_come_to_the_nearest_step_and_no_other(exponent: int) -> None:
+    """Not only to one near it: what rounding moves a sum by is what the noise was widened for."""
+    step, draw = 2.0**exponent, torch.Generator().manual_seed(0)
+    shares = torch.cat([torch.randn(2000, generator=draw) * 2.0**far for far in (-30, -3, 0, 3, 30)])
+    halves = torch.arange(-5, 6) + 0.5  # halfway goes to the even one, so that it is a rule and not a chance
+    near = torch.cat([shares, halves]).double() * step
+    smallest, largest = torch.finfo(torch.float32).smallest_normal, torch.finfo(torch.float32).max
+    odd = torch.tensor([0.0, smallest, smallest / 8, -smallest / 8, largest, -largest], dtype=torch.float64)
+    sums = torch.cat([near, odd]).float()
+    found = noising._in_steps(sums, step).double().numpy()
+    exact = np.array([float(round(Fraction(x) / Fraction(step))) for x in sums.double().tolist() if math.isfinite(x)])
+    finite = sums.isfinite().numpy()
+    # Nothing that training sums comes near the ends, where a number is more steps than single precision counts.
+    counted = np.abs(exact) < 2.0**127
+    assert counted.sum() > 4000
+    assert np.array_equal(found[finite][counted], exact[counted])
+    assert not np.isnan(found[finite]).any()
 
 
 def test_noise_that_hides_everything_is_refused() -> None:

@@ -96,13 +96,13 @@ def test_noise_is_drawn_once_a_step(attack_target: MakeModel, monkeypatch: pytes
     from fedgraft.client.privacy.dp import noise as noising
 
     local_model, loader = attack_target()
-    real, drawn = noising.pieces, []
+    real, drawn = noising.steps_of_noise, []
 
     def counted(like: Tensor, deviation: float) -> Iterator[Tensor]:
         drawn.append(like.shape)
         return real(like, deviation)
 
-    monkeypatch.setattr(noising, "pieces", counted)
+    monkeypatch.setattr(noising, "steps_of_noise", counted)
     sums(local_model, loader, ALONE, quiet(steps=2, batch_size=16))
     whole = list(drawn)
     drawn.clear()
