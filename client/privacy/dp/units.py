@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,9 @@ from fedgraft.client.privacy.dp import secret
 from fedgraft.client.training.model.loader import Batch
 
 Places = NDArray[np.int64]
+
+_MORE = 0.25
+"""By this share of its size a group may be larger."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,18 @@ class Rows:
         return empty.index_add_(0, self.unit.to(by_case.device), by_case)
 
     def chunks(self, size: int) -> Iterator[Rows]:
-        """Whole units in groups of at most `size` cases, or one unit with more; none if there are no units."""
-        if len(self.indices) <= size:
+        """Whole units in groups of about `size` cases, at most a quarter more, or one unit with more; none if there are
+        no units.
+
+        How many are drawn differs from step to step, and a group of the few that are over would cost what a large one
+        costs for every layer with many weights.
+        """
+        groups = max(1, math.ceil(len(self.indices) / size - _MORE))
+        if groups == 1:
             if self.units:
                 yield self
             return
+        size = math.ceil(len(self.indices) / groups)
         ends = torch.bincount(self.unit, minlength=self.units).cumsum(0).numpy()
         start = first = 0
         while start < self.units:

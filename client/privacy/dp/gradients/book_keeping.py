@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from fedgraft.client.privacy.dp.gradients.hooks import SAMPLERS
+from fedgraft.client.privacy.dp.gradients.lengths import at_least_norms
+from fedgraft.client.privacy.dp.gradients.patches import patches
 from fedgraft.client.privacy.dp.units import Rows
 from fedgraft.common.base.errors import InputError
 
@@ -27,6 +29,8 @@ left then, single precision knows little, neither here nor in the sum."""
 
 _LOST = 2.0**-126
 """Smaller numbers lose digits in single precision, or are 0 on some devices."""
+
+_FEW_PLACES = 32
 
 
 class UnitPart(Protocol):
@@ -51,9 +55,8 @@ class Kept:
     gradients: Tensor
 
     def norms(self, clip: float) -> Tensor:  # noqa: ARG002
-        """In float64, since squares of small numbers are 0."""
-        norms: Tensor = torch.linalg.vector_norm(self.gradients.flatten(1), dim=1, dtype=torch.float64)
-        return norms
+        """See `at_least_norms`."""
+        return at_least_norms(self.gradients.flatten(1))
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
         """Those of factor 0 are left out."""
@@ -80,8 +83,8 @@ class Factored:
 
         Infinite where numbers too small for single precision could come to a thousandth of `clip`.
         """
-        a = _of_units(_seen_by_weights(self.layer, self.inputs).double(), self.rows)
-        b = _of_units(_by_group(self.layer, self.backprops, self.layer.weight.shape[0]).double(), self.rows)
+        seen = self._patches() if self._kept is None else self._kept
+        a, b = _of_units(seen.double(), self.rows), _of_units(self._came.double(), self.rows)
         squares = ((a.mT @ a) * (b.mT @ b)).sum(dim=(1, 2, 3))
         long_a, long_b = a.norm(dim=2), b.norm(dim=2)
         parts = (long_a * long_b).sum(dim=(1, 2))
@@ -93,8 +96,12 @@ class Factored:
         """What came back times the factors, with what was seen: no unit's gradient is made."""
         by_case = factors[self.rows.unit.to(factors.device)]
         used = _used(by_case)
+        weights = by_case[used].to(self.backprops)
+        if self._kept is not None:
+            came = self._came[used] * weights.view(-1, 1, 1, 1)
+            return torch.einsum("ngot,ngit->goi", came, self._kept[used]).reshape(self.layer.weight.shape)
         a, b = self.inputs[used], self.backprops[used]
-        b = b * by_case[used].to(b).view(-1, *[1] * (b.ndim - 1))
+        b = b * weights.view(-1, *[1] * (b.ndim - 1))
         if isinstance(self.layer, nn.Linear):
             return b.flatten(0, -2).T @ a.flatten(0, -2)
         conv = self.layer
@@ -102,6 +109,21 @@ class Factored:
         how = (conv.stride, conv.padding, conv.dilation, conv.groups)
         summed: Tensor = conv2d_weight(a, conv.weight.shape, b, *how)  # type: ignore[no-untyped-call]
         return summed
+
+    def _patches(self) -> Tensor:
+        return _seen_by_weights(self.layer, self.inputs)
+
+    @cached_property
+    def _kept(self) -> Tensor | None:
+        """What the weights of a convolution with few places see, from the norms to the sum: for those a product of it
+        is faster than torch's own function, and it is small."""
+        few = isinstance(self.layer, nn.Conv2d) and self.backprops[0, 0].numel() <= _FEW_PLACES
+        return self._patches() if few else None
+
+    @cached_property
+    def _came(self) -> Tensor:
+        """What came back, (cases, groups, outputs of a group, places)."""
+        return _by_group(self.layer, self.backprops, self.layer.weight.shape[0])
 
 
 class Tape:
@@ -178,9 +200,7 @@ def _seen_by_weights(layer: nn.Conv2d | nn.Linear, inputs: Tensor) -> Tensor:
     """What each place's outputs are made of, (cases, groups, inputs of an output, places)."""
     if isinstance(layer, nn.Linear):
         return _by_group(layer, inputs, layer.in_features)
-    assert not isinstance(layer.padding, str)
-    patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    return _by_group(layer, patches, layer.groups * layer.weight[0].numel())
+    return patches(layer, inputs)
 
 
 def _of_units(by_case: Tensor, rows: Rows) -> Tensor:

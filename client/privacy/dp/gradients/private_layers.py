@@ -6,21 +6,19 @@ Each takes a layer, its inputs and the gradient of the loss at its output, and g
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from fedgraft.client.privacy.dp.gradients.patches import patches
 
 
 def convolution(layer: nn.Conv2d, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
     """As Opacus's, but group by group: there a depthwise layer takes as much memory as one without groups."""
     found: dict[Tensor, Tensor] = {}
     if layer.weight.requires_grad:
-        assert not isinstance(layer.padding, str)
-        patches = F.unfold(activations[0], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        count, groups = len(patches), layer.groups
-        patches = patches.view(count, groups, -1, patches.shape[-1])
-        outputs = backprops.reshape(count, groups, -1, patches.shape[-1])
-        found[layer.weight] = torch.einsum("ngoq,ngpq->ngop", outputs, patches).reshape(count, *layer.weight.shape)
+        seen = patches(layer, activations[0])
+        outputs = backprops.reshape(len(seen), layer.groups, -1, seen.shape[-1])
+        found[layer.weight] = torch.einsum("ngoq,ngpq->ngop", outputs, seen).reshape(len(seen), *layer.weight.shape)
     if layer.bias is not None and layer.bias.requires_grad:
         found[layer.bias] = backprops.flatten(2).sum(dim=2)
     return found
