@@ -24,7 +24,8 @@ def fit(image: NDArray[np.float32], pixel_aspect: float, spec: ImageInput) -> ND
     Pixels become square, the longer side gets `size` (with anti-aliasing), the rest is black. Colour becomes grey by
     luminance (ITU-R 601) where one channel is asked for; grey is repeated where three are.
     """
-    planes = torch.from_numpy(np.array(image, dtype=np.float32))
+    plain = image.dtype == np.float32 and image.flags.c_contiguous and image.flags.writeable
+    planes = torch.from_numpy(image if plain else np.array(image, dtype=np.float32))
     planes = planes[None] if planes.ndim == 2 else planes.permute(2, 0, 1)
     if len(planes) != spec.channels:
         luminance = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
