@@ -16,6 +16,7 @@ from fedgraft.client.training.gradient import train
 from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.client.training.model.process import keep_freed
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.protocol.routing import changed
 from fedgraft.common.study.plan import Gradient
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     torch.set_num_threads(1)
+    keep_freed()  # as every process that trains
     for channels in (1, 3):
         asked = study(channels)
         stage, local_model = asked.plan[0], LocalModel(asked, torch.device("cpu"))
