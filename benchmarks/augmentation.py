@@ -12,6 +12,7 @@ import time
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.training.device.process import keep_freed
 from fedgraft.client.training.gradient import train
 from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.loader import Loader
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     torch.set_num_threads(1)
+    keep_freed()  # as every process that trains
     for channels in (1, 3):
         asked = study(channels)
         stage, local_model = asked.plan[0], LocalModel(asked, torch.device("cpu"))

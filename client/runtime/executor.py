@@ -19,7 +19,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.runtime.app import app, note
 from fedgraft.client.runtime.link import Link, OverToo, Stopped, Work
-from fedgraft.client.training.device.process import give_back, keep_freed
+from fedgraft.client.training.device.process import keep_freed
+from fedgraft.common.base.environment import give_back
 from fedgraft.common.base.errors import ENDS, RunError
 from fedgraft.common.messages.pieces import TooLargeMessage
 from fedgraft.common.protocol import wire

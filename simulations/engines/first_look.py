@@ -6,7 +6,7 @@ left out is said, and the simulation goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,8 @@ _COUNTED = (
     "labels_",
 )
 """Notes worth a line for every site; others are about what a hospital should look at, and `site check` has them."""
+_NAMED = 3
+"""So many sites are named of whom the same is to be said."""
 _ALLOW = "Correct them, or write `allow_missing_sites: true` into the scenario to go on with the others."
 
 
@@ -57,9 +59,8 @@ def first_look(study: Study, run: Path, say: Say, *, allow_missing_sites: bool) 
     """
     sites = sorted(path.parent for path in run.glob("sites/*/site.json"))
     looks = {site.name: _look(study, read_site(site)) for site in sites}
-    for name, look in looks.items():
-        for note in look.notes:
-            say(f"{name}: {note}")
+    for line in _together({name: look.notes for name, look in looks.items()}):
+        say(line)
     faults = [f"{name}: {fault}" for name, look in looks.items() for fault in look.faults]
     if not faults:
         return
@@ -70,6 +71,23 @@ def first_look(study: Study, run: Path, say: Say, *, allow_missing_sites: bool) 
     if ill == len(looks):
         raise DataError(f"No site can take part:\n{listed}\n", fix="Correct at least one of them.")
     say(f"{ill} of {len(looks)} sites may not take part, which the scenario allows:\n{listed}")
+
+
+def _together(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each note, with the site that it is about; what is to be said of several sites is said once.
+
+    Such a line says how many they are and names the first of them, and stands where it is first to be said.
+    """
+    sites: dict[str, list[str]] = {}
+    for name, own in notes.items():
+        for note in dict.fromkeys(own):
+            sites.setdefault(note, []).append(name)
+    lines = []
+    for note, names in sites.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        who = names[0] if len(names) == 1 else f"{len(names)} sites ({', '.join(names[:_NAMED])}{more})"
+        lines.append(f"{who}: {note}")
+    return lines
 
 
 def _look(study: Study, config: SiteConfig) -> SiteLook:

@@ -16,7 +16,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.client.runtime.app import forget
-from fedgraft.client.training.device.process import give_back
+from fedgraft.common.base.environment import give_back
 from fedgraft.server.fleet.fleet import NODE_EXPIRED
 from fedgraft.simulations.engines.node import answer, context_for, deadline_of
 

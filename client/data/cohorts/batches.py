@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedgraft.common.base.environment import give_back
 from fedgraft.common.study.inputs import ImageInput, InputSpec, TableInput
 
 _STEPS = 65535
 _OFFSET = 32768
 _EPS = 1e-6
+_BLOCK, _OFTEN = 32 << 20, 16 << 20
+"""Bytes. Larger blocks than 32 MB are given to the system as soon as they are free; glibc keeps others at times."""
 
 
 def fit(image: NDArray[np.float32], pixel_aspect: float, spec: ImageInput) -> NDArray[np.int16]:
@@ -24,7 +27,8 @@ def fit(image: NDArray[np.float32], pixel_aspect: float, spec: ImageInput) -> ND
     Pixels become square, the longer side gets `size` (with anti-aliasing), the rest is black. Colour becomes grey by
     luminance (ITU-R 601) where one channel is asked for; grey is repeated where three are.
     """
-    planes = torch.from_numpy(np.array(image, dtype=np.float32))
+    plain = image.dtype == np.float32 and image.flags.c_contiguous and image.flags.writeable
+    planes = torch.from_numpy(image if plain else np.array(image, dtype=np.float32))
     planes = planes[None] if planes.ndim == 2 else planes.permute(2, 0, 1)
     if len(planes) != spec.channels:
         luminance = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
@@ -43,10 +47,35 @@ def fit_once(image: NDArray[np.float32], pixel_aspect: float, spec: ImageInput) 
     return fit(image, pixel_aspect, spec.model_copy(update={"channels": 1}) if grey else spec)
 
 
+class CaseBlocks:
+    """Keeps cases in a few large blocks, each of which goes back to the system when the last of its cases is let go of.
+
+    Of many small pieces of memory nearly none would: between them lies what else is known of their cases.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[tuple[int, ...], np.dtype[Any]], tuple[NDArray[Any], int]] = {}
+        self._since = 0
+
+    def kept(self, case: NDArray[Any]) -> NDArray[Any]:
+        """A copy of the case in a block of cases like it."""
+        kind = case.shape, case.dtype
+        block, used = self._open.get(kind, (None, 0))
+        if block is None or used == len(block):
+            block, used = np.empty((_BLOCK // max(case.nbytes, 1) + 1, *case.shape), case.dtype), 0
+        block[used] = case
+        self._open[kind] = block, used + 1
+        self._since += case.nbytes
+        if self._since > _OFTEN:  # what decoding took lies between what is kept, and would add up
+            self._since = 0
+            give_back()
+        return np.asarray(block[used])
+
+
 def stacked_inputs(inputs: list[NDArray[Any]]) -> NDArray[Any]:
     """The cases in one array; takes them out of the list one by one, so that no two of all of them are in memory.
 
-    Grey images among colour are repeated.
+    That holds for cases of `CaseBlocks`. Grey images among colour are repeated.
     """
     shape = max((case.shape for case in inputs), key=lambda one: one[0])
     whole = np.empty((len(inputs), *shape), inputs[0].dtype)

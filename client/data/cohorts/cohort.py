@@ -225,7 +225,7 @@ def _decoded(scan: Scan, wanted: CohortRequest, place: Place) -> Decoded:
             targets[task.name] = stacked(task, scan.targets[task.name])
         elif isinstance(wanted.input, ImageInput):
             nothing = np.zeros((0, wanted.input.size, wanted.input.size), dtype=np.int8)
-            targets[task.name] = np.stack(scan.masks[task.name]) if scan.inputs else nothing
+            targets[task.name] = stacked_inputs(scan.masks[task.name]) if scan.inputs else nothing
     numbers = {key: number for number, key in enumerate(dict.fromkeys(filter(None, scan.studies)))}
     return Decoded(
         stacked_inputs(scan.inputs) if scan.inputs else _no_inputs(wanted.input),

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedgraft.client.data.cohorts.batches import fit, fit_once, fitted_shape
+from fedgraft.client.data.cohorts.batches import CaseBlocks, fit, fit_once, fitted_shape
 from fedgraft.client.data.cohorts.cache import Described
 from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import LabelJoin, is_labels, read_labels, read_patients
@@ -143,6 +143,7 @@ class _Loop:
         self._masks = Masks(spec, tasks, wanted) if isinstance(wanted, ImageInput) else None
         self._splits = OwnSplits(spec)
         self._reader = open_reader(spec, tasks, wanted)
+        self._blocks = CaseBlocks()
 
     def take_all(self, paths: Sequence[Path]) -> None:
         """Read all files, in their order; of what cannot be used, note why."""
@@ -235,7 +236,7 @@ class _Loop:
                 sop = "" if DERIVED_FRAMES in contents.problems else case.keys.get("sop", "")
                 frame = Frame(number, contents.several, contents.volume, sop)
                 for task, mask in (own or self._masks.of(name, shape, aspect, frame)).items():
-                    done.masks[task].append(mask)
+                    done.masks[task].append(self._blocks.kept(mask))
 
     def _demand_listed(self, key: str) -> None:
         """UnusableError for what the labels table does not list, where it is the list of the cases."""
@@ -243,7 +244,7 @@ class _Loop:
             raise UnusableError(NOT_LISTED)
 
     def _store(self, case: Case) -> None:
-        self.done.inputs.append(stored(case, self._wanted, self._spec.root, once=True))
+        self.done.inputs.append(self._blocks.kept(stored(case, self._wanted, self._spec.root, once=True)))
         if not isinstance(self._wanted, ImageInput):
             return
         shape, place = case.values.shape[:2], case.geometry

@@ -53,14 +53,13 @@ def read_dicom(
     """As `dicom.read_dicom`, within limits. UnusableError also for a file that breaks them: too_slow, too_large."""
     request = {"kind": "dicom", "frames": frames, "accept": list(accept)}
     words, found = _decoder().ask(path, request | {"window": window and window.model_dump()}, limits)
-    images = messages.unpacked(words, found)
-    return DicomImage(**{**words, "frames": images, "notes": tuple(words["notes"])})
+    return DicomImage(**{**words, "frames": found, "notes": tuple(words["notes"])})
 
 
 def read_images(path: Path, frames: Which, limits: DecodingLimits = USUAL) -> ImageFile:
     """As `images.read_images`, within limits. UnusableError as `read_dicom`."""
     words, found = _decoder().ask(path, {"kind": "image", "frames": frames}, limits)
-    return ImageFile(messages.unpacked(words, found), tuple(words["notes"]))
+    return ImageFile(found, tuple(words["notes"]))
 
 
 def decode(
@@ -80,6 +79,7 @@ class DecodingProcess:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._shared: messages.SharedNumbers | None = None
         self._parent = 0
         self._over = False
         self._modules = ""
@@ -116,7 +116,7 @@ class DecodingProcess:
         assert process.stdout is not None
         try:
             messages.write(process.stdin, asked)
-            return messages.read(process.stdout)
+            return messages.received(*messages.read(process.stdout), self._shared)
         except (EOFError, OSError):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_END_S)
@@ -135,7 +135,8 @@ class DecodingProcess:
             self.close()
         if self._process is None or self._process.poll() is not None:
             # Kept before it is ready, which takes seconds on a busy machine: `kill` must find it then, too.
-            self._process, self._modules = _started(modules), modules
+            self._modules = modules
+            self._process, self._shared = _started(modules)
             try:
                 if self._over:
                     self._process.kill()
@@ -158,7 +159,7 @@ class DecodingProcess:
 
     def close(self) -> None:
         """End the process, if there is one of this process."""
-        process, self._process = self._process, None
+        process, self._process, self._shared = self._process, None, None
         if process is None or self._parent != os.getpid():
             return
         for stream in (process.stdin, process.stdout):
@@ -188,12 +189,16 @@ def _modules() -> str:
     return os.pathsep.join(filter(None, sys.path))
 
 
-def _started(modules: str) -> subprocess.Popen[bytes]:
-    """A new process, which will say that it is ready. DataError if it cannot be had."""
+def _started(modules: str) -> tuple[subprocess.Popen[bytes], messages.SharedNumbers | None]:
+    """A new process, which will say that it is ready, and what it shares. DataError if it cannot be had."""
     environment = os.environ | _SINGLE | _KEEPS | {"PYTHONPATH": modules}
+    descriptor = messages.shared_memory()
+    handed = () if descriptor is None else (descriptor,)
     try:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "fedgraft.client.data.decoding.worker", str(_IDLE_S)],
+        shared = None if descriptor is None else messages.SharedNumbers(descriptor)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "fedgraft.client.data.decoding.worker", str(_IDLE_S), *map(str, handed)],
+            pass_fds=handed,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # decoders quote what they read
@@ -202,6 +207,10 @@ def _started(modules: str) -> subprocess.Popen[bytes]:
         )
     except OSError as error:
         raise _not_started(str(error.strerror)) from None
+    finally:
+        for one in handed:
+            os.close(one)
+    return process, shared
 
 
 def _await_ready(process: subprocess.Popen[bytes]) -> None:

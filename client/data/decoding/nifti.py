@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgraft.client.data.decoding.dicom.grey import stretched, windowed
+from fedgraft.client.data.decoding.dicom.grey import stretched
+from fedgraft.client.data.decoding.dicom.windows import windowed
 from fedgraft.client.data.decoding.unusable import FaultyError, UnusableError
 from fedgraft.client.data.decoding.wall import wall
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-_MOST_LEVELS = 1 << 16
+MOST_LEVELS = 1 << 16
+_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,18 @@ class Shades:
     """Positions in the table, (H, W) or, where colours have one table, (H, W, 3); unsigned."""
 
     def image(self) -> Floats:
-        """The image itself, (H, W) or (H, W, 3)."""
-        return np.asarray(self.table.take(self.entries, axis=0))
+        """The image itself, (H, W) or (H, W, 3). IndexError if a pixel is outside the table."""
+        if self.table.ndim > 1:
+            return np.asarray(self.table.take(self.entries, axis=0))
+        flat = self.entries.reshape(-1)
+        if flat.size and int(flat.max()) >= len(self.table):
+            raise IndexError
+        found, at = np.empty(flat.size, self.table.dtype), np.empty(min(_AT_ONCE, flat.size), np.intp)
+        for begin in range(0, flat.size, _AT_ONCE):  # so that 8 bytes for each pixel stay in the processor's cache
+            piece = flat[begin : begin + _AT_ONCE]
+            np.copyto(at[: len(piece)], piece)
+            np.take(self.table, at[: len(piece)], out=found[begin : begin + len(piece)], mode="clip")
+        return found.reshape(self.entries.shape)
 
 
 Picture = Floats | Shades
@@ -52,7 +63,7 @@ def levels(stored: NDArray[Any]) -> Levels | None:
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     least, largest = int(stored.min()), int(stored.max())
     count = largest - least + 1
-    if count > min(stored.size, _MOST_LEVELS):
+    if count > min(stored.size, MOST_LEVELS):
         return None
     unsigned = np.dtype(f"u{stored.dtype.itemsize}")
     entries = stored.view(unsigned)

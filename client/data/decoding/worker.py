@@ -1,7 +1,7 @@
 """A process that decodes one file after another, so that one that never ends, or takes all memory, ends this alone.
 
-Run by `decoder`: `python -m fedgraft.client.data.decoding.worker SECONDS`. It reads requests, and ends when there are
-no more, or none has come for so many seconds.
+Run by `decoder`: `python -m fedgraft.client.data.decoding.worker SECONDS [MEMORY]`. It reads requests, and ends when
+there are no more, or none has come for so many seconds. MEMORY is the descriptor of what it shares with who asks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import Window
 
 
-def main(idle_s: float) -> None:
+def main(idle_s: float, memory: int | None = None) -> None:
     """Answer requests until their stream ends, or is silent for `idle_s` seconds."""
+    shared = None if memory is None else frames.SharedNumbers(memory)
     asked = sys.stdin.buffer
     # Libraries of decoders print; what they print must not come between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -36,10 +37,10 @@ def main(idle_s: float) -> None:
             request, _ = frames.read(asked)
         except EOFError:
             return
-        _answer(request, answers)
+        _answer(request, answers, shared)
 
 
-def _answer(request: dict[str, Any], answers: IO[bytes]) -> None:
+def _answer(request: dict[str, Any], answers: IO[bytes], shared: frames.SharedNumbers | None) -> None:
     _limit_memory(int(request["bytes"]))
     # Its default is to end the process, and it does so in the middle of a library that never comes back.
     signal.setitimer(signal.ITIMER_REAL, float(request["seconds"]))
@@ -51,7 +52,7 @@ def _answer(request: dict[str, Any], answers: IO[bytes]) -> None:
     except FaultyError as faulty:
         words, found = {"fault": faulty.fault, "fix": faulty.fix}, []
     signal.setitimer(signal.ITIMER_REAL, 0)
-    frames.write(answers, words, found)
+    frames.write(answers, *(shared.put(words, found) if shared else (words, found)))
 
 
 def _decoded(request: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
@@ -73,7 +74,8 @@ def _limit_memory(size: int) -> None:
     try:
         import resource
 
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        with open("/proc/self/statm", "rb", buffering=0) as sizes:  # noqa: PTH123  (for every file, so without detours)
+            pages = int(sizes.read(64).split()[0])
         limit = pages * resource.getpagesize() + size
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
@@ -82,4 +84,4 @@ def _limit_memory(size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]))
+    main(float(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
+from fedgraft.common.base.environment import give_back
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of `mallopt`'s parameters, from glibc's malloc.h."""
 _ONE_BLOCK = 1 << 25
@@ -32,13 +34,6 @@ def keep_freed() -> None:
         return
     mallopt(_MMAP_THRESHOLD, _ONE_BLOCK)
     mallopt(_TRIM_THRESHOLD, _ALL)
-
-
-def give_back() -> None:
-    """Give freed memory back to the system, pieces between others too: over many sites they add up."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 @contextmanager

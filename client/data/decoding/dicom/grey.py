@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 
 from fedgraft.client.data.decoding.dicom.lookup import read_table
 from fedgraft.client.data.decoding.dicom.numbers import UNREADABLE_ELEMENT, first, single
+from fedgraft.client.data.decoding.dicom.windows import Straight, on_screen, window_table, windowed
 from fedgraft.client.data.decoding.shades import Floats, Levels, Picture, Shades, levels
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import Window
@@ -49,16 +50,30 @@ def _shown(
     padding = _padding(dataset, stored)
     if padding is not None and padding.all():  # of levels too: padding is a range, and both ends are in the image
         return np.zeros(stored.shape, dtype=np.float32)
+    if found is not None and (line := _line(dataset, index, window)) is not None:
+        known = window_table(line).of(found)
+        return known if padding is None else np.where(padding, np.float32(0), known)
     values = _modality(dataset, stored, index)
     seen = _Seen(values, padding, found)
     window = window or _narrow(dataset, seen, index, notes)
     shown = _voi(dataset, values, seen, index, window)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        shown = 1 - shown
-    shown[np.isnan(shown)] = 0
-    if padding is not None:
-        shown[padding] = 0
-    return np.ascontiguousarray(shown, dtype=np.float32)
+    return on_screen(shown, padding, inverted=_inverted(dataset))
+
+
+def _inverted(dataset: Dataset) -> bool:
+    return str(dataset.PhotometricInterpretation) == "MONOCHROME1"
+
+
+def _line(dataset: Dataset, index: int, window: Window | None) -> Straight | None:
+    """What decides about a frame, if that is a window and no table, percentile or curve."""
+    if _modality_lut(dataset) is not None or (window is None and voi_lut(dataset) is not None):
+        return None
+    stated = (window.center, window.width, _FUNCTIONS[0]) if window else stated_window(dataset, index)
+    # A width of 1 may be meant otherwise (see `_narrow`), and an exponential need not be the same in another place.
+    if stated is None or stated[1] == 1 or stated[2] == "SIGMOID":
+        return None
+    slope, intercept = _rescale(dataset, index)
+    return Straight(slope, intercept, *stated, _inverted(dataset))
 
 
 @dataclass(frozen=True)
@@ -217,18 +232,6 @@ def _narrow(dataset: Dataset, seen: _Seen, index: int, notes: Counter[str]) -> W
     notes[WINDOW_WIDTH_1] += 1
     # LINEAR takes 1 off the width and a half off the center.
     return Window(center=stated[0] + 0.5, width=2)
-
-
-def windowed(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
-    """PS3.3 C.11.2.1.2 and C.11.2.1.3, with an output from 0 to 1."""
-    if function == "SIGMOID":
-        return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700))))
-    # LINEAR is not defined below a width of 1; whoever writes that has values of small steps and means LINEAR_EXACT.
-    if function == "LINEAR_EXACT" or width < 1:
-        return np.clip((values - center) / width + 0.5, 0, 1)
-    if width == 1:
-        return (values > center - 0.5).astype(np.float64)
-    return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 
 def stretched(

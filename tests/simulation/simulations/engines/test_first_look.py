@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -192,3 +193,31 @@ def test_a_file_of_arrays_is_no_table_whose_column_could_be_named(tmp_path):
     with pytest.raises(DataError, match=r"a: .*one_class\.npz: .*class.*\n.*b: ") as caught:
         check_hospitals(asked, hospitals, lambda _: None)
     assert "UTF-8" not in str(caught.value)
+
+
+def test_what_is_to_be_said_of_several_sites_is_said_once(tmp_path):
+    """Five generated folders whose images name no patient: one line about all of them, and each its own otherwise."""
+    names = ["d", "b", "e", "a", "c"]
+    for at, name in enumerate(names):
+        for number in range(24):
+            path = tmp_path / name / ("none", "nodule")[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(24 * at + number).integers(0, 255, (16, 16), np.uint8)).save(path)
+    for name in "eb":
+        (tmp_path / name / "none" / "notes.txt").write_text("who is who")
+    hospitals = {name: CohortSpec(kind="images", root=tmp_path / name) for name in names}
+
+    def said(*sites: str) -> list[str]:
+        found: list[str] = []
+        check_hospitals(Study.parse(IMAGES), Hospitals({name: hospitals[name] for name in sites}), found.append)
+        return found
+
+    own = "every file counts as a patient of its own. Name the column as `patient_column` "
+    (alone,) = said("a")
+    assert alone.startswith(f"a: {own}")
+    assert said("a", "c") == [alone.replace("a: ", "2 sites (a, c): ", 1)]
+    everyone = said(*names)
+    assert [line for line in everyone if own in line] == [alone.replace("a: ", "5 sites (a, b, c and 2 more): ", 1)]
+    others = [line for line in everyone if own not in line]
+    assert [line.partition(":")[0] for line in others] == ["2 sites (b, e)"]
+    assert "1 other file passed over" in others[0]

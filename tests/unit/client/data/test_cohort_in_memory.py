@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +142,40 @@ def test_small_sites_share_one_budget_for_floats_and_it_changes_no_bit(monkeypat
     del one, loaders[0], loaders[0]
     gc.collect()
     assert Loader(cohorts[0], spec, torch.device("cpu"))._ready, "what was let go of is free again"
+
+
+@pytest.mark.slow
+def test_a_first_decode_does_not_hold_all_images_twice(make_dicom, tmp_path):
+    """Measured from outside: the most memory of a process that reads a folder, above what it had before."""
+    cases, size = 320, 512
+    for number in range(cases):
+        make_dicom(np.full((32, 32), number % 256, np.uint8), f"dicom/{number}.dcm", PatientID=f"P{number}")
+    code = f"""
+import re, sys
+from pathlib import Path
+from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.study.inputs import ImageInput, SplitSpec
+from fedgraft.common.study.tasks import Task
+
+def most():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+def read(count, name):
+    folder = Path(sys.argv[1], name)
+    folder.mkdir()
+    for path in sorted(Path(sys.argv[1], "dicom").iterdir())[:count]:
+        (folder / path.name).symlink_to(path)
+    request = CohortRequest([Task(name="cls", classes=("no", "yes"))], ImageInput(size={size}), SplitSpec(), 0)
+    place = Place(folder.with_suffix(".state"), folder.with_suffix(".cache"), b"secret")
+    return load_cohort("north", CohortSpec(kind="dicom", root=folder), request, place)
+
+read(3, "few")  # what the first image brings with it
+before = most()
+assert len(read({cases}, "all").inputs) == {cases}
+print(most() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    images = cases * size * size * 2
+    print(f"{int(done.stdout) / images:.2f} times the images")
+    assert 0.5 * images < int(done.stdout) < 1.5 * images

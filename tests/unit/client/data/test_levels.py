@@ -16,6 +16,7 @@ from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, RLELossless
 from fedgraft.client.data.decoding import decoder
 from fedgraft.client.data.decoding.dicom import grey
 from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom, read_pictures
+from fedgraft.client.data.decoding.dicom.windows import window_table
 from fedgraft.client.data.decoding.shades import Shades, levels
 from fedgraft.client.data.spec import Window
 
@@ -192,3 +193,35 @@ def test_percentiles_between_values_are_rounded_as_those_of_numpy():
         values, counts = draw.normal(size=size) * 1000, draw.integers(1, 3, size)
         wanted = np.percentile(np.repeat(values, counts), (0.5, 99.5))
         assert grey.percentiles(values, counts) == tuple(wanted.tolist())
+
+
+def test_files_of_a_series_look_as_each_would_alone(make_dicom):
+    """Their window's table is kept from file to file, and goes as far as the values of all of them."""
+    draw = np.random.default_rng(0)
+    series = {
+        "kept": (SIGNED, {}),
+        "further down": ((SIGNED - 900).astype(np.int16), {}),
+        "padding": (SIGNED, {"PixelPaddingValue": -1500, "PixelPaddingRangeLimit": -100}),
+        "all padding": (np.full((8, 8), -1024, np.int16), {"PixelPaddingValue": -1024}),
+        "further up": ((SIGNED + 900).astype(np.int16), {}),
+        "small": (draw.integers(-9, 9, (40, 40)).astype(np.int16), {}),
+        "unsigned": (UNSIGNED, {}),
+        "lowest": ((SIGNED - 31000).clip(-32768, None).astype(np.int16), {}),
+        "highest": ((SIGNED.astype(np.int32) + 30000).clip(None, 32767).astype(np.int16), {}),
+        "white is zero": (UNSIGNED, {"PhotometricInterpretation": "MONOCHROME1"}),
+        "narrower": (SIGNED, {"WindowWidth": "80"}),
+        "kept again": (SIGNED, {}),
+    }
+    paths = {name: make_dicom(own, f"{name}.dcm", **{**CT, **SHOWN, **more}) for name, (own, more) in series.items()}
+
+    def alone(name):
+        window_table.cache_clear()
+        return digest(read_dicom(paths[name], None, "all").frames)
+
+    wanted = {name: alone(name) for name in paths}
+    assert wanted["kept"] == WANTED["window"][0]
+    for order in (list(paths), list(paths)[::-1], *(draw.permutation(list(paths)).tolist() for _ in range(5))):
+        window_table.cache_clear()
+        found = {name: digest(read_dicom(paths[name], None, "all").frames) for name in order}
+        assert found == wanted, order
+    assert window_table.cache_info().hits, "nothing was kept, so that nothing was compared"

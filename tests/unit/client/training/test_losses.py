@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.client.training.augment import augment
+from fedgraft.client.training.augment import augment, drawn
 from fedgraft.client.training.gradient import train
 from fedgraft.client.training.losses.supervised import supervised
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
@@ -180,3 +180,23 @@ def test_augmentation_keeps_the_grain_of_the_images() -> None:
     kept = changed[middle].var() / noise[middle].var()
     print(f"share of the variance of white noise that is kept: {kept:.2f}")
     assert 0.6 < kept < 1.1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("still", [False, True])
+def test_augmentation_has_the_bits_of_the_plain_sums_and_leaves_its_images_alone(channels: int, still: bool) -> None:
+    """Contrast and brightness are worked out in place; nothing else in the process may see that."""
+    x = torch.randn(8, channels, 24, 20, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    spec = Augment(flip=False, shift=0, rotate_deg=0) if still else Augment()
+    for given in (x, x.contiguous(memory_format=torch.channels_last), x[:1].expand(8, -1, -1, -1)):
+        kept = given.clone()
+        found = augment(given, spec, torch.Generator().manual_seed(3))
+        changes, turned = drawn(8, spec, torch.Generator().manual_seed(3)), given
+        if changes.theta is not None:
+            grid = F.affine_grid(changes.theta, list(given.shape), align_corners=False)
+            turned = F.grid_sample(given, grid, mode="bicubic", padding_mode="border", align_corners=False)
+        wanted = turned * changes.contrast.view(8, 1, 1, 1) + changes.brightness.view(8, 1, 1, 1)
+        assert torch.equal(found, wanted)
+        assert torch.equal(given, kept)
+    assert torch.equal(x, before)

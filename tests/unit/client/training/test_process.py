@@ -12,7 +12,8 @@ STEPS = """
 import resource
 import torch
 from torch import nn
-from fedgraft.client.training.device.process import give_back, torch_threads
+from fedgraft.client.training.device.process import torch_threads
+from fedgraft.common.base.environment import give_back
 
 def held():
     with open("/proc/self/statm") as file:
