@@ -6,6 +6,7 @@ import math
 
 from pydicom.dataset import Dataset
 
+from fedgraft.client.data.decoding.dicom.dicom_image import NOT_STATED, OTHER
 from fedgraft.client.data.decoding.dicom.grey import functional_group, stated_window, voi_lut
 from fedgraft.client.data.decoding.dicom.numbers import pair
 from fedgraft.client.data.decoding.unusable import UnusableError
@@ -48,11 +49,6 @@ _VENDORS = {
 """How names of manufacturers begin, or a word of them, and whose they are today. What is not listed is "other"."""
 
 _AGE_DIGITS, _OLDEST = 3, 90
-
-BY_PATIENT = ("modality", "vendor", "spacing", "sex", "age")
-"""The facts that are kept for each case, so that patients can be counted by them."""
-
-NOT_STATED, OTHER = "not stated", "other"
 
 
 def facts(dataset: Dataset, index: int) -> dict[str, str]:
