@@ -73,7 +73,7 @@ class AttackTarget:
         local_model = LocalModel(self.study, CPU)
         for part in local_model.model.modules():
             if isinstance(part, (_DropoutNd, *of_torchvision("StochasticDepth"))):
-                part.p = 0.0
+                part.p = 0.0  # type: ignore[assignment]  # a number of its own, of no module
             if isinstance(part, MultiheadAttention):
                 part.dropout = 0.0
         local_model.model.needs_dropout_rng = False
