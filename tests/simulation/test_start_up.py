@@ -97,7 +97,8 @@ def test_a_small_simulation_loads_nothing_that_only_other_work_needs(tmp_path: P
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
     words = ["simulate", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run")]
-    answered = Answered(words, tmp_path, ("torch._dynamo", "torchvision", "opacus", "sklearn", "scipy.stats"))
+    others = ("torch._dynamo", "torchvision", "opacus", "sklearn", "scipy.stats", "pydicom")
+    answered = Answered(words, tmp_path, others)
     assert (answered.code, answered.loaded) == (0, []), answered.errors
     assert "completed" in answered.out
 

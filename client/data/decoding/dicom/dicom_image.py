@@ -8,6 +8,7 @@ from fedgraft.client.data.decoding.shades import Floats
 
 DERIVED_FRAMES = "derived_frames"
 NOT_STATED, OTHER = "not stated", "other"
+_OLDEST = 90
 
 BY_PATIENT = ("modality", "vendor", "spacing", "sex", "age")
 """The facts that are kept for each case, so that patients can be counted by them."""
@@ -28,3 +29,9 @@ class DicomImage:
     tags: dict[str, str] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     """Constant words for what is odd in a file that is used all the same."""
+
+
+def decade(years: float) -> str:
+    """`40 to 49 years`; from 90 on people are few, and go together."""
+    low = int(years // 10) * 10
+    return f"{low} to {low + 9} years" if low < _OLDEST else f"{_OLDEST} years and over"
