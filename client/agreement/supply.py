@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedgraft.client.agreement.wording import NO_COLUMN, NOT_NAMED, Heard
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.data.decoding.dicom.facts import decade
+from fedgraft.client.data.decoding.dicom.dicom_image import decade
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.csv_tables import read_csv
 from fedgraft.client.data.tables.targets import known

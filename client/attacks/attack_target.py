@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import MultiheadAttention
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torchvision.ops import StochasticDepth
 
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.models.parts import of_torchvision
 from fedgraft.common.study.inputs import ImageInput, InputSpec, TableInput
 from fedgraft.common.study.methods.recipes import standardise
 from fedgraft.common.study.model_spec import Model
@@ -72,8 +72,8 @@ class AttackTarget:
         """The model with seeded random entries, without dropout."""
         local_model = LocalModel(self.study, CPU)
         for part in local_model.model.modules():
-            if isinstance(part, _DropoutNd | StochasticDepth):
-                part.p = 0.0
+            if isinstance(part, (_DropoutNd, *of_torchvision("StochasticDepth"))):
+                part.p = 0.0  # type: ignore[assignment]  # a number of its own, of no module
             if isinstance(part, MultiheadAttention):
                 part.dropout = 0.0
         local_model.model.needs_dropout_rng = False

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from fedgraft.client.attacks.attack_target import (
     NOW,
@@ -110,6 +109,8 @@ def chance_of(count: int, guesses: int, right: int, epsilon: float, delta: float
 
     Theorem 5.2 of the paper, computed as in its appendix D.
     """
+    from scipy.stats import binom  # a second to import, and only this bound needs it
+
     rate = 1 / (1 + math.exp(-epsilon))
     below = np.cumsum(binom.pmf(np.arange(right - 1, -1, -1), guesses, rate))
     alpha = float((below / np.arange(1, right + 1)).max()) if right else 0.0

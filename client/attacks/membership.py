@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from fedgraft.common.metrics.intervals import auroc_interval, wilson
 from fedgraft.common.metrics.sums.score_histogram import auroc
@@ -127,6 +126,8 @@ def _confidence(losses: Floats) -> Floats:
 
 
 def _clopper_pearson(part: int, whole: int) -> tuple[float, float]:
+    from scipy.stats import beta  # a second to import, and only an attack's interval needs it
+
     low = float(beta.ppf(0.025, part, whole - part + 1)) if part else 0.0
     high = float(beta.ppf(0.975, part + 1, whole - part)) if part < whole else 1.0
     return low, high

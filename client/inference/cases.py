@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from fedgraft.client.data.cohorts.folders import HIDDEN, walk
 from fedgraft.client.data.cohorts.scan import name_below, stored
 from fedgraft.client.data.decoding import nifti
-from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
+from fedgraft.client.data.decoding.dicom.dicom_image import DERIVED_FRAMES
 from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.kinds import KINDS, kind_named, kinds_with

@@ -12,7 +12,7 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.cohorts.folders import NO_RIGHT
 from fedgraft.client.data.cohorts.reasons import NOTES, PASSED_OVER, STRANGERS, UNREADABLE
 from fedgraft.client.data.cohorts.splits import IN_WORDS
-from fedgraft.client.data.decoding.dicom.facts import NOT_STATED, OTHER
+from fedgraft.client.data.decoding.dicom.dicom_image import NOT_STATED, OTHER
 from fedgraft.client.data.spec import DERIVED, CohortSpec
 from fedgraft.client.data.tables.targets import known
 from fedgraft.client.preflight.labels import check_labels

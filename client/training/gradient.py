@@ -25,6 +25,7 @@ from fedgraft.client.training.losses.objective import Objective
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.loader import Batch, Loader, shuffled
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.client.training.model.plain_adamw import PlainAdamW
 from fedgraft.client.training.model.plain_sgd import PlainSgd
 from fedgraft.client.training.rollback import guesses, holds
 from fedgraft.common.base.seeds import derive
@@ -124,7 +125,7 @@ def _pass(objective: Objective, body: Body, parts: Sequence[Batch], source: Batc
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def _step(spec: Gradient, optimiser: torch.optim.Optimizer | PlainSgd) -> None:
+def _step(spec: Gradient, optimiser: torch.optim.Optimizer | PlainAdamW | PlainSgd) -> None:
     if spec.clip_norm is not None:
         nn.utils.clip_grad_norm_((p for g in optimiser.param_groups for p in g["params"]), spec.clip_norm)
     optimiser.step()
@@ -155,10 +156,12 @@ def optimiser_for(local_model: LocalModel, spec: Gradient, changes: Sequence[str
 
 def _quick_optimiser(
     local_model: LocalModel, spec: Gradient, changes: Sequence[str]
-) -> torch.optim.Optimizer | PlainSgd:
+) -> torch.optim.Optimizer | PlainAdamW | PlainSgd:
     """The same, with less around each step where that makes no difference to any bit."""
     if spec.optimiser == "sgd" and local_model.device.type == "cpu":
         return PlainSgd(_rates(local_model, spec, changes), spec.momentum, spec.weight_decay)
+    if spec.optimiser == "adamw" and local_model.device.type == "cpu":
+        return PlainAdamW(_rates(local_model, spec, changes), spec.weight_decay)
     return optimiser_for(local_model, spec, changes)
 
 

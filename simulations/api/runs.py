@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json
@@ -15,7 +15,9 @@ from fedgraft.common.study.study import Study
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.server.tracking.numbers import numbers
 from fedgraft.simulations.api.frames import data_frame
-from fedgraft.simulations.api.trained_model import TrainedModel
+
+if TYPE_CHECKING:
+    from fedgraft.simulations.api.trained_model import TrainedModel
 
 Row = Mapping[str, Any]
 
@@ -112,6 +114,8 @@ class Run:
 
         InputError if there is no such site, or it keeps nothing.
         """
+        from fedgraft.simulations.api.trained_model import TrainedModel  # who simulates need not ask the model
+
         return TrainedModel(str(self.path), self._folder_of(site))
 
     def export(self, to: str, out: Path | str, site: str | None = None) -> Path:

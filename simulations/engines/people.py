@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from fedgraft.client.evidence.release import HeldRelease
 from fedgraft.client.governance.release.held_answers import HeldAnswers
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import FedgraftError, InputError, PolicyError
@@ -66,6 +65,8 @@ def people(homes: Collection[Path], study: str, decides: SimulatedDecision | Non
 
 def _decide(home: Path, study: str, decides: SimulatedDecision) -> None:
     """As it was said; what the site's own policy does not let go is refused."""
+    from fedgraft.client.evidence.release import HeldRelease  # seconds to import, and few simulations hold anything
+
     held = HeldRelease.of(home, study)
     who = Author(_WHO, PersonBook(home), lambda: "", signs=False)
     if decides == "sign":

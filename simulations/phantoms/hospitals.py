@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from fedgraft.common.base.files import home, read_json, sha256_file, write_json
 from fedgraft.common.base.seeds import derive
 from fedgraft.simulations.engines.run import Hospitals
 from fedgraft.simulations.partitions.parts import make_parts
-from fedgraft.simulations.phantoms.dicom import DicomWriter, Shot
 from fedgraft.simulations.phantoms.patients import (
     ROW,
     CancerPart,
@@ -36,6 +36,9 @@ from fedgraft.simulations.phantoms.scanners import acquire, mark, store
 from fedgraft.simulations.phantoms.scenario import PhantomSite, Scenario, SiteEntry
 from fedgraft.simulations.real_data.parts import part_of
 from fedgraft.simulations.real_data.places import demand_there
+
+if TYPE_CHECKING:
+    from fedgraft.simulations.phantoms.dicom import Shot
 
 IMAGE_ROW = ("sop_uid", "study_uid", "series_uid", "PatientID", "file", "finding", "diameter_mm", "mask")
 """Columns of images.csv, which holds the truth: `finding` is never noisy and never missing."""
@@ -118,6 +121,8 @@ def _move(scenario: Scenario, temporary: Path, out: Path) -> None:
 
 
 def _write_phantoms(spec: PhantomSite, name: str, seed: int, folder: Path) -> None:
+    from fedgraft.simulations.phantoms.dicom import DicomWriter, Shot  # pydicom, which who has own images needs not
+
     site = folder / name
     (site / "dicom").mkdir(parents=True)
     (site / "masks").mkdir()

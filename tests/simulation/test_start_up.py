@@ -7,9 +7,13 @@ import os
 import resource
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 import fedgraft
 
@@ -71,6 +75,32 @@ def test_a_study_is_looked_at_again_without_torch(tmp_path: Path, words: list[st
     assert (again.code, again.out, again.errors) == (first.code, first.out, first.errors)
     assert again.loaded == []
     assert again.cpu_s < 1.0
+
+
+@pytest.mark.slow
+def test_a_small_simulation_loads_nothing_that_only_other_work_needs(tmp_path: Path) -> None:
+    for number, (folder, level) in enumerate(product(("north", "south"), (60, 190))):
+        place = tmp_path / folder / str(level)
+        place.mkdir(parents=True)
+        for index in range(12):
+            noise = np.random.default_rng([number, index]).integers(0, 40, (32, 32))
+            Image.fromarray((noise + level).astype(np.uint8)).save(place / f"{index}.png")
+    sites = [{"name": name, "cohort": {"kind": "images", "root": str(tmp_path / name)}} for name in ("north", "south")]
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({"name": "two", "sites": sites}))
+    study = {
+        "name": "tiny",
+        "scenario": "two.yaml",
+        "tasks": [{"name": "cls", "classes": ["60", "190"]}],
+        "input": {"kind": "image", "size": 32},
+        "model": {"backbone": "slim_resnet", "weights": None},
+        "method": {"name": "fedavg", "rounds": 1, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
+    words = ["simulate", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run")]
+    others = ("torch._dynamo", "torchvision", "opacus", "sklearn", "scipy.stats", "pydicom")
+    answered = Answered(words, tmp_path, others)
+    assert (answered.code, answered.loaded) == (0, []), answered.errors
+    assert "completed" in answered.out
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from torch import Tensor
 
-from fedgraft.client.data.decoding.dicom.dicom_file import DicomImage, read_dicom
+from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom
+from fedgraft.client.data.decoding.dicom.dicom_image import DicomImage
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from helpers.work import CPU, MakeStudy, cohort, images

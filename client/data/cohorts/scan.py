@@ -20,8 +20,7 @@ from fedgraft.client.data.cohorts.labels import LabelJoin, is_labels, read_label
 from fedgraft.client.data.cohorts.masks import Frame, Mask, Masks, fitted_spacing
 from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
 from fedgraft.client.data.decoding.ahead import DecodingAhead
-from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
-from fedgraft.client.data.decoding.dicom.facts import BY_PATIENT
+from fedgraft.client.data.decoding.dicom.dicom_image import BY_PATIENT, DERIVED_FRAMES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.opening import open_reader
 from fedgraft.client.data.readers.reader import Case, Contents, DecodesAlone

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from fedgraft.client.data.decoding import frames as messages
-from fedgraft.client.data.decoding.dicom.dicom_file import DicomImage
+from fedgraft.client.data.decoding.dicom.dicom_image import DicomImage
 from fedgraft.client.data.decoding.images import ImageFile
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import Window

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.client.data.decoding.decoder import DecodingLimits, read_dicom
-from fedgraft.client.data.decoding.dicom.dicom_file import DicomImage
+from fedgraft.client.data.decoding.dicom.dicom_image import DicomImage
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.reader import Case, Contents, Geometry
 from fedgraft.client.data.spec import CohortSpec

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,19 @@ from pydicom.uid import (
 )
 
 from fedgraft.client.data.decoding.dicom.acquired import frame_not_acquired, not_acquired
+from fedgraft.client.data.decoding.dicom.dicom_image import DERIVED_FRAMES, DicomImage
 from fedgraft.client.data.decoding.dicom.facts import facts, subgroup_tags
 from fedgraft.client.data.decoding.dicom.grey import functional_group, grey, stored_bits
 from fedgraft.client.data.decoding.dicom.lookup import palette
 from fedgraft.client.data.decoding.dicom.numbers import pair, whole
 from fedgraft.client.data.decoding.dicom.read_tags import IMAGE_TAGS
-from fedgraft.client.data.decoding.shades import Floats, Picture, image, shades
+from fedgraft.client.data.decoding.shades import Picture, image, shades
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import Window
 
 UNSUPPORTED = "unsupported_syntax"
-DERIVED_FRAMES, MORE_PIXELS = "derived_frames", "more_pixels_than_said"
+MORE_PIXELS = "more_pixels_than_said"
 _END_OF_IMAGE, _PADDING = b"\xff\xd9", b"\0\xff"
 """What ends an image of JPEG, JPEG-LS and JPEG 2000, and may stand behind it."""
 _WITH_END = frozenset({*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes})
@@ -55,23 +56,6 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DIRECTORY, _STANDARD = "1.2.840.10008.1.3.10", "1.2.840.10008."
 _RGB = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 """What pydicom and its decoders bring to RGB. Retired colour spaces (YBR_PARTIAL, ARGB, CMYK, HSV) are refused."""
-
-
-@dataclass(frozen=True)
-class DicomImage:
-    """Frames (H, W) or (H, W, 3) in [0, 1], height over width of a pixel, keys for joining, facts without identity.
-
-    `width_mm` is the width of a pixel, 0 where the file does not say it; `tags` are those of sex, age and vendor.
-    """
-
-    frames: list[Floats]
-    pixel_aspect: float
-    keys: dict[str, str] = field(repr=False)
-    facts: dict[str, str]
-    width_mm: float = 0.0
-    tags: dict[str, str] = field(default_factory=dict, repr=False)
-    notes: tuple[str, ...] = ()
-    """Constant words for what is odd in a file that is used all the same."""
 
 
 def read_dicom(path: Path, window: Window | None, frames: str, accept: Collection[str] = ()) -> DicomImage:

@@ -6,6 +6,7 @@ import math
 
 from pydicom.dataset import Dataset
 
+from fedgraft.client.data.decoding.dicom.dicom_image import NOT_STATED, OTHER, decade
 from fedgraft.client.data.decoding.dicom.grey import functional_group, stated_window, voi_lut
 from fedgraft.client.data.decoding.dicom.numbers import pair
 from fedgraft.client.data.decoding.unusable import UnusableError
@@ -47,12 +48,7 @@ _VENDORS = {
 }
 """How names of manufacturers begin, or a word of them, and whose they are today. What is not listed is "other"."""
 
-_AGE_DIGITS, _OLDEST = 3, 90
-
-BY_PATIENT = ("modality", "vendor", "spacing", "sex", "age")
-"""The facts that are kept for each case, so that patients can be counted by them."""
-
-NOT_STATED, OTHER = "not stated", "other"
+_AGE_DIGITS = 3
 
 
 def facts(dataset: Dataset, index: int) -> dict[str, str]:
@@ -122,12 +118,6 @@ def _age(text: str) -> str:
     if unit not in "DWMY" or not (number.isascii() and number.isdigit()) or len(number) > _AGE_DIGITS:
         return OTHER
     return decade(int(number) if unit == "Y" else 0)
-
-
-def decade(years: float) -> str:
-    """`40 to 49 years`; from 90 on people are few, and go together."""
-    low = int(years // 10) * 10
-    return f"{low} to {low + 9} years" if low < _OLDEST else f"{_OLDEST} years and over"
 
 
 def _window(dataset: Dataset, index: int) -> str:

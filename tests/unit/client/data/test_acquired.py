@@ -14,7 +14,8 @@ from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, lo
 from fedgraft.client.data.cohorts.reasons import NOTES, ODD, SEPARATE, STRANGERS, UNREADABLE
 from fedgraft.client.data.decoding.dicom import acquired
 from fedgraft.client.data.decoding.dicom.acquired import not_acquired
-from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES, MORE_PIXELS, read_dicom
+from fedgraft.client.data.decoding.dicom.dicom_file import MORE_PIXELS, read_dicom
+from fedgraft.client.data.decoding.dicom.dicom_image import DERIVED_FRAMES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.dicom import NO_DICOM_INSIDE
 from fedgraft.client.data.spec import DERIVED, CohortSpec
