@@ -157,7 +157,9 @@ def test_an_array_names_a_piece_of_its_values_as_often_as_it_likes() -> None:
 
 
 @pytest.mark.parametrize(
-    "forged", [b"ArrayChunk %s 4\0" + b"abcd", b"ConfigRecord %s 2\0{}", b"Array %s 2\0{}"], ids=["parent", "words", "array"]
+    "forged",
+    [b"ArrayChunk %s 4\0" + b"abcd", b"ConfigRecord %s 2\0{}", b"Array %s 2\0{}"],
+    ids=["parent", "words", "array"],
 )
 def test_what_is_no_piece_of_values_makes_no_array(record: RecordDict, forged: bytes) -> None:
     there = pieces_of(record)
