@@ -9,7 +9,9 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.superlink.routers.control.middlewares import ControlAuthenticationMiddleware
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from starlette.middleware import Middleware
@@ -123,6 +125,20 @@ def test_a_request_passes_the_layers_of_its_own_api(path: str, passed: list[str]
     seen.clear()
     asyncio.run(app({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert seen == ["fleet", "control", "end"]
+
+
+@pytest.mark.parametrize("name", ["pull-messages", "push-object", "activate-node"])
+def test_whoever_has_signed_nothing_is_turned_away_by_flower_too(monkeypatch: pytest.MonkeyPatch, name: str):
+    """As it is served, to a caller on the server's own machine, who need not come through the gate."""
+    monkeypatch.setattr(superlink.superlink, "_get_middleware", lambda: each_under_its_api(superlink._flowers_layers()))
+    transport = httpx.ASGITransport(superlink._flowers())
+
+    async def ask() -> int:
+        async with httpx.AsyncClient(transport=transport, base_url="https://localhost") as client:
+            said = {"content-type": PROTOBUF_MEDIA_TYPE}
+            return (await client.post(f"/v1/fleet/{name}", content=b"", headers=said)).status_code
+
+    assert asyncio.run(ask()) == 401
 
 
 def test_the_database_has_pages_fit_for_models_and_one_that_is_there_is_left_alone(tmp_path: Path):
