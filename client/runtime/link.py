@@ -30,11 +30,6 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now as this_moment
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    no_object_id_recompute,
-)
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
 )
@@ -48,6 +43,7 @@ from fedgraft.client.runtime.incoming import Incoming, bound, message_of
 from fedgraft.client.runtime.many import PieceCalls, PiecesClient, together
 from fedgraft.common.base.errors import ENDS, RunError
 from fedgraft.common.identity.keys import load_bundle, public_pem
+from fedgraft.common.messages.cut import Parts, cut
 from fedgraft.common.messages.pieces import Take
 
 HEARTBEAT_S = 10
@@ -177,23 +173,19 @@ class Link:
 
     def send(self, reply: Message) -> None:
         """Send an answer and all that belongs to it. How long it took is not said: that would tell of the patients."""
-        reply.metadata.__dict__["_message_id"] = reply.object_id
-        run = reply.metadata.run_id
-        with no_object_id_recompute():
-            bare = remove_content_from_message(reply) if reply.has_content() else reply
-            request = PushMessagesRequest(
-                node=self._node,
-                messages_list=[message_to_proto(bare)],
-                message_object_trees=[get_object_tree(reply)],
-                clientapp_runtime_list=[0.0],
-            )
-            answer = self._call(self._client.PushMessages, request)
-            wanted, objects = set(answer.objects_to_push), get_all_nested_objects(reply)
-            self._push(
-                [(name, one.deflate()) for name, one in objects.items() if name in wanted], run, answer.session_id
-            )
+        pieces, run = cut([reply]), reply.metadata.run_id
+        bare = remove_content_from_message(reply) if reply.has_content() else reply
+        request = PushMessagesRequest(
+            node=self._node,
+            messages_list=[message_to_proto(bare)],
+            message_object_trees=pieces.trees,
+            clientapp_runtime_list=[0.0],
+        )
+        answer = self._call(self._client.PushMessages, request)
+        wanted = set(answer.objects_to_push)
+        self._push([(name, pieces.parts(name)) for name in pieces.objects if name in wanted], run, answer.session_id)
 
-    def _push(self, pieces: list[tuple[str, bytes]], run: int, session: str) -> None:
+    def _push(self, pieces: list[tuple[str, Parts]], run: int, session: str) -> None:
         """Send the pieces of a reply; of those that were not taken at once, half as many at the next attempt."""
         calls = PieceCalls(self._client, self._node, run)
         while pieces:

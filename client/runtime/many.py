@@ -18,6 +18,7 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from fedgraft.common.messages.cut import Parts, size_of_parts
 from fedgraft.common.messages.frames import (
     ENVELOPE,
     HEAD_BYTES,
@@ -43,7 +44,7 @@ class PiecesClient(FleetHttpClient):
 
     @contextmanager
     def exchange(
-        self, path: str, message: PushObjectRequest | PullObjectRequest, content: bytes | Sequence[bytes]
+        self, path: str, message: PushObjectRequest | PullObjectRequest, content: bytes | Sequence[bytes | memoryview]
     ) -> Iterator[httpx.Response]:
         """An answer that is still to be read. Errors as of any call of this client."""
         size = len(content) if isinstance(content, bytes) else sum(map(len, content))
@@ -94,31 +95,31 @@ class PieceCalls:
                     take(frame.name, content if frame.condition is Condition.HERE else None)
         reader.end()
 
-    def push(self, pieces: Sequence[tuple[str, bytes]], session: str) -> None:
+    def push(self, pieces: Sequence[tuple[str, Parts]], session: str) -> None:
         """Send these pieces. ObjectPushError if the server does not want one."""
         request = PushObjectRequest(node=self._node, run_id=self._run, session_id=session)
         envelope = request.SerializeToString()
-        parts = [head(ENVELOPE, Condition.HERE, len(envelope)), envelope]
+        parts: list[bytes | memoryview] = [head(ENVELOPE, Condition.HERE, len(envelope)), envelope]
         for name, content in pieces:
-            parts += [head(name, Condition.HERE, len(content)), content]
+            parts += [head(name, Condition.HERE, size_of_parts(content)), *content]
         with self._client.exchange(PUSH_PIECES, request, parts) as response:
             answer = PushObjectResponse.FromString(response.read())
         if not answer.stored:
             raise ObjectPushError(pieces[0][0], self._run, session)
 
 
-def together(pieces: Sequence[tuple[str, bytes]]) -> int:
+def together(pieces: Sequence[tuple[str, Parts]]) -> int:
     """How many of the first of these pieces go in one request, one at least."""
     size = count = 0
     for _, content in pieces[:MOST_AT_ONCE]:
-        size += len(content) + HEAD_BYTES
+        size += size_of_parts(content) + HEAD_BYTES
         if count and size > AT_ONCE_BYTES:
             break
         count += 1
     return count
 
 
-def _slices(parts: Sequence[bytes]) -> Iterator[bytes]:
+def _slices(parts: Sequence[bytes | memoryview]) -> Iterator[bytes]:
     for part in parts:
         for start in range(0, len(part), _SLICE):
-            yield part[start : start + _SLICE]
+            yield bytes(part[start : start + _SLICE])

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 
 from flwr.app import Array
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.constant import HEAD_BODY_DIVIDER
 from flwr.supercore.inflatable.inflatable_object import (
     InflatableObject,
     get_object_body,
@@ -98,15 +99,25 @@ def put_together(name: str, contents: dict[str, bytes], largest: int) -> Inflata
 
     Any error if they make nothing.
     """
-    _measure(contents, largest)
-    return inflate_object_from_contents(name, contents)
+    arrays = _measured(contents, largest)
+    # Flower copies the values of an array three times where once will do; all else is put together as it has it.
+    objects: dict[str, InflatableObject] = {
+        array: _array(contents[array], [contents[part] for part in parts]) for array, parts in arrays.items()
+    }
+    for part in {part for parts in arrays.values() for part in parts}:
+        del contents[part]
+    return inflate_object_from_contents(name, contents, objects=objects)
 
 
-def _measure(contents: Mapping[str, bytes], largest: int) -> None:
-    """Add up what putting the pieces together will take; an array may name a piece many times."""
-    words = arrays = 0
-    for content in contents.values():
-        kind, parts, _ = get_object_head_values_from_object_content(content)
+def _measured(contents: Mapping[str, bytes], largest: int) -> dict[str, list[str]]:
+    """By the names of arrays those of the pieces that they are made of, in their order.
+
+    What that will take is added up first: an array may name a piece many times.
+    """
+    words = size = 0
+    arrays: dict[str, list[str]] = {}
+    for name, content in contents.items():
+        kind, children, _ = get_object_head_values_from_object_content(content)
         if kind == "ArrayChunk":
             continue
         words += len(content)
@@ -114,6 +125,24 @@ def _measure(contents: Mapping[str, bytes], largest: int) -> None:
             raise TooLargeMessage
         if kind == "Array":
             places = json.loads(get_object_body(content, Array))["arraychunk_ids"]
-            arrays += sum(len(contents[parts[place]]) for place in places)
-            if arrays > largest:
+            arrays[name] = [children[place] for place in places]
+            if set(arrays[name]) != set(children):
+                raise ValueError(f"{name}: an array of other pieces than it names")
+            size += sum(len(contents[part]) for part in arrays[name])
+            if size > largest:
                 raise TooLargeMessage
+    return arrays
+
+
+def _array(content: bytes, parts: Sequence[bytes]) -> Array:
+    """An array out of its own piece and those of its values. ValueError if one of them is none of values."""
+    said = json.loads(get_object_body(content, Array))
+    data = b"".join(map(_values, parts))
+    return Array(said["dtype"], tuple(said["shape"]), said["stype"], data)
+
+
+def _values(content: bytes) -> memoryview:
+    kind, children, _ = get_object_head_values_from_object_content(content)
+    if kind != "ArrayChunk" or children:
+        raise ValueError("no values of an array")
+    return memoryview(content)[content.index(HEAD_BODY_DIVIDER) + 1 :]

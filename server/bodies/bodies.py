@@ -51,17 +51,18 @@ class Bodies:
         folder = os.environ.get(FOLDER)
         return cls(Path(folder)) if folder else None
 
-    def keep(self, name: str, content: bytes) -> bytes:
+    def keep(self, name: str, *parts: bytes | memoryview) -> bytes:
         """Write a piece down and give the reference to it. OSError if there is no room, and then nothing is left.
 
-        `name` is the SHA-256 of `content`, in hex digits.
+        `name` is the SHA-256 of its `parts`, one behind the other, in hex digits.
         """
-        file = f"{name}.{secrets.token_hex(16)}.{len(content)}"
+        file = f"{name}.{secrets.token_hex(16)}.{sum(map(len, parts))}"
         self._folder.mkdir(mode=0o700, exist_ok=True)
         path = self._folder / file
         try:
             with open_private(path, "wb") as out:
-                out.write(content)
+                for part in parts:
+                    out.write(part)
         except BaseException:
             path.unlink(missing_ok=True)
             raise

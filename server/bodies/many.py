@@ -95,14 +95,14 @@ def open_routes(to_sites: Callable[[], None], to_runs: Callable[[], None]) -> No
     """
 
     def fleet_push_pieces(request: Push, state: LinkStateDependency) -> PushObjectResponse:
-        return _told(request, state, push_pieces(request, state), to_runs)
+        return _rung(request, state, push_pieces(request, state), to_runs)
 
     def fleet_pull_pieces(request: Pull, state: LinkStateDependency) -> PullObjectResponse:
         return pull_pieces(request, state)
 
     def push_pieces_of_run(request: Push, state: RuntimeStateDependency, task: TaskDependency) -> PushObjectResponse:
         assert isinstance(state, LinkState)
-        return _told(request, state, send_pieces(request, state, task.run_id), to_sites)
+        return _rung(request, state, send_pieces(request, state, task.run_id), to_sites)
 
     def pull_pieces_of_run(request: Pull, state: RuntimeStateDependency, task: TaskDependency) -> PullObjectResponse:
         assert isinstance(state, LinkState)
@@ -118,9 +118,10 @@ def open_routes(to_sites: Callable[[], None], to_runs: Callable[[], None]) -> No
         PROTOBUF_REQUEST_TYPES["POST", path] = kind
 
 
-def _told(
+def _rung(
     request: PushObjectRequest, state: LinkState, given: PushObjectResponse, ring: Callable[[], None]
 ) -> PushObjectResponse:
+    """What was answered, once it has rung for a message that is whole with these pieces."""
     if _store(state).is_complete(request.session_id):
         ring()
     return given

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 from flwr.app import Message, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ObjectTree,
@@ -29,13 +30,14 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
 
 from fedgraft.common.base.errors import ENDS
+from fedgraft.common.messages.cut import Parts, cut, size_of_parts
 from fedgraft.common.messages.frames import MOST_AT_ONCE, Condition, framed, joined, unframed
 from fedgraft.common.messages.pieces import Take, TooLargeMessage, gathered, is_of, put_together
 from fedgraft.common.protocol.instructions import Arrays, Code
-from fedgraft.server.bodies.bodies import Bodies, is_large_piece
+from fedgraft.server.bodies.bodies import SMALL_BYTES, Bodies
 from fedgraft.server.bodies.pieces import SEND_PIECES, TAKE_PIECES
 from fedgraft.server.fleet.bell import Bell
 from fedgraft.server.fleet.transport import Taken
@@ -62,49 +64,60 @@ def room_for(state: Arrays) -> int:
 def send_beside(grid: Grid, bodies: Bodies) -> None:
     """Let what this grid sends from now on put down its large pieces, and send references to them, many at a time.
 
-    Flower's grid sends one piece after the other, and hears that each was taken; here it hears so of the last, which
-    goes with all that came before it.
+    Flower's grid copies a piece six times until it is sent, and sends one after the other.
     """
     client: Any = grid._runtime_client  # type: ignore[attr-defined]  # as for the pieces of replies
-    announce = client.PushMessages
-    waiting: dict[str, _Batch] = {}
-    lock = threading.Lock()
 
-    def push_messages(request: PushAppMessagesRequest) -> Any:
-        answer = announce(request)
-        if answer.objects_to_push:
-            waiting[answer.session_id] = _Batch(set(answer.objects_to_push))
-        return answer
-
-    def put_down(request: PushObjectRequest) -> Any:
-        name, content = request.object_id, request.object_content
-        if is_large_piece(name, content):
-            content = bodies.keep(name, content)
-        with lock:
-            batch = waiting[request.session_id]
-            batch.lacking.discard(name)
-            batch.held.append((name, content))
-            if batch.lacking and len(batch.held) < MOST_AT_ONCE and sum(len(c) for _, c in batch.held) < _FULL_BYTES:
-                return PushObjectResponse(stored=True)
-            going, batch.held = batch.held, []
-            if not batch.lacking:
-                del waiting[request.session_id]
-        together = PushObjectRequest(
-            node=request.node, run_id=request.run_id, session_id=request.session_id, object_content=framed(going)
+    def send(pieces: Iterable[tuple[str, bytes]], session: str) -> None:
+        request = PushObjectRequest(
+            node=Node(node_id=SUPERLINK_NODE_ID),
+            run_id=grid.run.run_id,
+            session_id=session,
+            object_content=framed(pieces),
         )
-        return client._unary_unary(
-            path=SEND_PIECES, rpc_method=SEND_PIECES, request=together, response_type=PushObjectResponse
+        answer = client._unary_unary(
+            path=SEND_PIECES, rpc_method=SEND_PIECES, request=request, response_type=PushObjectResponse
         )
+        if not answer.stored:
+            raise ObjectPushError("a piece", request.run_id, session)
 
-    client.PushMessages, client.PushObject = push_messages, put_down
+    def push_messages(messages: Iterable[Message]) -> list[str]:
+        sent = list(messages)
+        if not sent:
+            return []
+        pieces = cut(sent)
+        bare = [message_to_proto(remove_content_from_message(message)) for message in sent]
+        announced = PushAppMessagesRequest(messages_list=bare, message_object_trees=pieces.trees)
+        answer = client.PushMessages(announced)
+        wanted = set(answer.objects_to_push)
+        lacking = (put_down(bodies, name, pieces.parts(name)) for name in pieces.objects if name in wanted)
+        for batch in _batches(lacking):
+            send(batch, answer.session_id)
+        return list(answer.message_ids)
+
+    grid.push_messages = push_messages  # type: ignore[method-assign]
 
 
-@dataclass
-class _Batch:
-    """Of one announcement the names that the grid has not sent yet, and what waits to be sent together."""
+def put_down(bodies: Bodies, name: str, parts: Parts) -> tuple[str, bytes]:
+    """A piece as it is sent: its name, and it itself or the reference to what it holds.
 
-    lacking: set[str]
-    held: list[tuple[str, bytes]] = field(default_factory=list)
+    This process has just named it by its digest: it is not held against that once more.
+    """
+    large = len(parts) > 1 and size_of_parts(parts) > SMALL_BYTES
+    return name, bodies.keep(name, *parts) if large else b"".join(parts)
+
+
+def _batches(pieces: Iterable[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """Pieces, as many as go together."""
+    held, size = list[tuple[str, bytes]](), 0
+    for name, content in pieces:
+        held.append((name, content))
+        size += len(content)
+        if len(held) == MOST_AT_ONCE or size >= _FULL_BYTES:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
 class WalledIntake:

@@ -4,17 +4,19 @@ Flower 1.41 passes a body through four layers of middleware piece by piece, as T
 that is a large part of a SuperLink's work. A message is forgotten when the node that it is for has it, and its pieces
 are given to that node alone: Flower takes anybody's word for the one, and gives a piece to whoever knows its name.
 What a run has no use for any more goes at once, and not when the run ends. Many pieces may come and go in one request.
-Large pieces are files, to which Flower has references. Run as a module, with the options of `flower-superlink`.
+Large pieces are files, to which Flower has references. A request passes the layers of its own API alone.
+
+Run as a module, with the options of `flower-superlink`.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import flwr.superlink.main as superlink
 from fastapi import FastAPI
@@ -31,11 +33,16 @@ from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesRespon
 from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.object_store import ObjectStore, object_store_factory
+from flwr.supercore.routers.runtime.tracing import RuntimeTracingMiddleware
 from flwr.supercore.utils import int64_to_uint64
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, flower_superlink
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
+from flwr.superlink.routers.control import middlewares as control
+from flwr.superlink.routers.fleet.middlewares import FleetEventLogMiddleware
+from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedgraft.server.bodies.bodies import Bodies
@@ -43,6 +50,17 @@ from fedgraft.server.bodies.many import open_routes
 from fedgraft.server.bodies.object_store import BodiesObjectStore
 from fedgraft.server.fleet.bell import Bell, Bells
 from fedgraft.server.operations.gate import LARGEST_BYTES
+
+APIS: dict[Any, str] = {
+    control.ControlSensitiveResponseMiddleware: "/v1/control/",
+    control.ControlAuthenticationMiddleware: "/v1/control/",
+    control.ControlLicenseMiddleware: "/v1/control/",
+    control.ControlEventLogMiddleware: "/v1/control/",
+    NodeAuthMiddleware: "/v1/fleet/",
+    FleetEventLogMiddleware: "/v1/fleet/",
+    RuntimeTracingMiddleware: "/v1/runtime/",
+}
+"""By layer of Flower's how the paths begin that it does anything about. One that is not here is for all requests."""
 
 _Asked = ParamSpec("_Asked")
 _Given = TypeVar("_Given")
@@ -79,6 +97,30 @@ class WholeBody:
             more = message.get("more_body", False)
             if not more or size > self._largest:
                 return {"type": "http.request", "body": b"".join(parts), "more_body": more}
+
+
+class OnlyUnder:
+    """A layer for requests whose path begins so, by which they are routed too; all others go to what is behind it.
+
+    Flower leads each request through nine layers, of which most let it through as it is: a task and two queues each.
+    """
+
+    def __init__(self, app: ASGIApp, layer: Middleware, beginning: str) -> None:
+        self._behind, self._beginning = app, beginning
+        self._layer = layer.cls(app, *layer.args, **layer.kwargs)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass it on."""
+        other = scope["type"] == "http" and not scope["path"].startswith(self._beginning)
+        await (self._behind if other else self._layer)(scope, receive, send)
+
+
+def each_under_its_api(layers: Iterable[Middleware]) -> list[Middleware]:
+    """The same layers in the same order, each for its own API alone, if it is for one."""
+    return [
+        Middleware(OnlyUnder, layer=layer, beginning=APIS[layer.cls]) if layer.cls in APIS else layer
+        for layer in layers
+    ]
 
 
 def confirm(
@@ -182,6 +224,7 @@ def _is_whole(given: object, request: object, state: object) -> bool:
 
 
 _flowers = superlink.create_app
+_flowers_layers = superlink._get_middleware
 _flowers_confirm = fleet_handlers.confirm_message_received
 _flowers_pull = fleet_handlers.pull_object
 _flowers_push = fleet_handlers.push_messages
@@ -192,6 +235,7 @@ _flowers_forget = runtime_handlers.confirm_message_received
 
 if __name__ == "__main__":
     superlink.create_app = _create
+    superlink._get_middleware = lambda: each_under_its_api(_flowers_layers())
     fleet_handlers.confirm_message_received = confirm
     fleet_handlers.pull_object = pull
     bells = Bells(Path(os.environ["FLWR_HOME"]))

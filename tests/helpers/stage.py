@@ -48,8 +48,9 @@ def said(reply):
 
 @app.main()
 def main(grid, context):
-    folder, push, bodies = Path("{folder}"), grid.push_messages, Bodies.of_environment()
+    folder, bodies = Path("{folder}"), Bodies.of_environment()
     send_beside(grid, bodies)
+    push = grid.push_messages
     for number in range(1000):
         while not (folder / f"ask{{number}}.json").exists():
             time.sleep(0.05)

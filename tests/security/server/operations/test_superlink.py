@@ -9,10 +9,16 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.superlink.routers.control.middlewares import ControlAuthenticationMiddleware
+from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedgraft.server.operations.superlink import WholeBody
+from fedgraft.server.operations import superlink
+from fedgraft.server.operations.superlink import APIS, OnlyUnder, WholeBody, each_under_its_api
 from fedgraft.server.provisioning.home import ServerHome
 
 HTTP = {"type": "http"}
@@ -72,6 +78,67 @@ def test_it_stands_before_all_layers_of_flowers_own_application():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.split()[-2:] == ["WholeBody", "True"], done.stderr
+
+
+def test_no_layer_of_one_api_is_left_out_there_and_none_stands_before_another():
+    layers = superlink._flowers_layers()
+    ours = each_under_its_api(layers)
+    assert [layer.kwargs["layer"].cls if layer.cls is OnlyUnder else layer.cls for layer in ours] == [
+        layer.cls for layer in layers
+    ]
+    # Flower's own answer to whoever it does not know is that of these two.
+    assert APIS[NodeAuthMiddleware] == "/v1/fleet/"
+    assert APIS[ControlAuthenticationMiddleware] == "/v1/control/"
+    routes = {route.path for route in superlink._flowers().routes if hasattr(route, "path")}
+    assert {path.split("/")[2] for path in routes if path.startswith("/v1/")} <= {"control", "fleet", "runtime"}
+
+
+@pytest.mark.parametrize(
+    ("path", "passed"),
+    [
+        ("/v1/fleet/push-pieces", ["fleet"]),
+        ("/v1/control/start-run", ["control"]),
+        ("/v1/runtime/get-nodes", []),
+        ("/v1/fleet", []),
+        ("/x/v1/fleet/push-pieces", []),
+    ],
+)
+def test_a_request_passes_the_layers_of_its_own_api(path: str, passed: list[str]):
+    seen: list[str] = []
+
+    class Layer:
+        def __init__(self, app: ASGIApp, name: str) -> None:
+            self._app, self._name = app, name
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            seen.append(self._name)
+            await self._app(scope, receive, send)
+
+    async def end(*_: object) -> None:
+        seen.append("end")
+
+    app: ASGIApp = end
+    for name in ("control", "fleet"):
+        app = OnlyUnder(app, Middleware(Layer, name=name), f"/v1/{name}/")
+    asyncio.run(app({"type": "http", "path": path}, None, None))  # type: ignore[arg-type]  # nobody sends or receives
+    assert seen == [*passed, "end"]
+    seen.clear()
+    asyncio.run(app({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+    assert seen == ["fleet", "control", "end"]
+
+
+@pytest.mark.parametrize("name", ["pull-messages", "push-object", "activate-node"])
+def test_whoever_has_signed_nothing_is_turned_away_by_flower_too(monkeypatch: pytest.MonkeyPatch, name: str):
+    """As it is served, to a caller on the server's own machine, who need not come through the gate."""
+    monkeypatch.setattr(superlink.superlink, "_get_middleware", lambda: each_under_its_api(superlink._flowers_layers()))
+    transport = httpx.ASGITransport(superlink._flowers())
+
+    async def ask() -> int:
+        async with httpx.AsyncClient(transport=transport, base_url="https://localhost") as client:
+            said = {"content-type": PROTOBUF_MEDIA_TYPE}
+            return (await client.post(f"/v1/fleet/{name}", content=b"", headers=said)).status_code
+
+    assert asyncio.run(ask()) == 401
 
 
 def test_the_database_has_pages_fit_for_models_and_one_that_is_there_is_left_alone(tmp_path: Path):

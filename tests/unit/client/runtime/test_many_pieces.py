@@ -110,8 +110,8 @@ def test_a_piece_that_the_server_does_not_want_ends_the_sending(link, server, re
 
 
 def test_so_much_goes_together_and_the_gate_takes_all_of_it():
-    pieces = [(f"{number:064x}", bytes(5 * MB)) for number in range(12)]
+    pieces = [(f"{number:064x}", (b"head", bytes(5 * MB - 4))) for number in range(12)]
     assert together(pieces) == 9
-    assert together([("0" * 64, bytes(AT_ONCE_BYTES + 1))] * 2) == 1
-    assert together([("0" * 64, b"")] * 100) == MOST_AT_ONCE
+    assert together([("0" * 64, (bytes(AT_ONCE_BYTES + 1),))] * 2) == 1
+    assert together([("0" * 64, (b"",))] * 100) == MOST_AT_ONCE
     assert AT_ONCE_BYTES + MOST_AT_ONCE * HEAD_BYTES + (1 << 12) < LARGEST_AT_ONCE

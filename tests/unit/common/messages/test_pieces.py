@@ -141,3 +141,36 @@ def test_a_tree_of_more_pieces_than_any_message_has_is_not_walked(deep: bool) ->
     with pytest.raises(TooLargeMessage):
         names_in(tree)
     assert names_in(ObjectTree(object_id="b", children=[leaf] * 100)) == ["b", "a"]
+
+
+def chunk_of(there: dict[str, bytes]) -> str:
+    return next(name for name, content in there.items() if content.startswith(b"ArrayChunk"))
+
+
+def test_an_array_names_a_piece_of_its_values_as_often_as_it_likes() -> None:
+    zeros = RecordDict({"model": ArrayRecord({"weight": Array("uint8", (3 * 5 << 20,), "raw", bytes(3 * 5 << 20))})})
+    there = pieces_of(zeros)
+    assert sum(content.startswith(b"ArrayChunk") for content in there.values()) == 1
+    again = put_together(zeros.object_id, there, 1 << 24)
+    assert isinstance(again, RecordDict)
+    assert again.array_records["model"]["weight"] == zeros.array_records["model"]["weight"]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [b"ArrayChunk %s 4\0" + b"abcd", b"ConfigRecord %s 2\0{}", b"Array %s 2\0{}"],
+    ids=["parent", "words", "array"],
+)
+def test_what_is_no_piece_of_values_makes_no_array(record: RecordDict, forged: bytes) -> None:
+    there = pieces_of(record)
+    there[chunk_of(there)] = forged % (b"0" * 64 if b"Chunk" in forged else b"")
+    with pytest.raises((ValueError, LookupError)):
+        put_together(record.object_id, there, 1 << 20)
+
+
+def test_an_array_that_names_pieces_it_does_not_use_is_none(record: RecordDict) -> None:
+    there = pieces_of(record)
+    name = next(name for name, content in there.items() if content.startswith(b"Array "))
+    there[name] = there[name].replace(b'"arraychunk_ids": [0]', b'"arraychunk_ids": []')
+    with pytest.raises(ValueError, match="other pieces"):
+        put_together(record.object_id, there, 1 << 20)
