@@ -18,14 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
-import numpy as np
-
 from fedgraft.client.governance.egress_files import EgressFiles
 from fedgraft.client.privacy.ledger.hash_chain import STUCK, Mark
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import ledger_mark
 from fedgraft.client.privacy.ledger.small_records import small_records
 from fedgraft.client.privacy.ledger.witness_slots import read_slots, write_slots
+from fedgraft.common.base.disk import exists
 from fedgraft.common.base.errors import LedgerError
 from fedgraft.common.base.files import canonical_json
 from fedgraft.common.protocol.answers import SiteAnswer
@@ -157,8 +156,8 @@ class EgressLog:
         The second place is the ledger's folder: whoever restores the log and its witness, and not the ledger, is found.
         """
         (first, *others), (at, *places, _) = self._witnesses, self._paths
-        copies = [path for path, place in zip(others, places, strict=True) if os.path.exists(place)]  # noqa: PTH110
-        if not os.path.exists(at) and not any(self._files.sizes().values()):  # noqa: PTH110 - asked at every visit
+        copies = [path for path, place in zip(others, places, strict=True) if exists(place)]
+        if not exists(at) and not any(self._files.sizes().values()):
             return [read_slots(path) for path in copies]
         return [read_slots(path) for path in (first, *copies)]
 
@@ -203,7 +202,7 @@ class EgressLog:
         return set(seen) <= known
 
     def _ledger(self, line: _Line) -> dict[str, Any] | None:
-        if not os.path.exists(self._paths[-1]):  # noqa: PTH110 - asked at every visit
+        if not exists(self._paths[-1]):
             return None
         try:
             mark, account = ledger_mark(self._held.ledger, line.study)
@@ -304,12 +303,8 @@ def _facts(
 
 
 def _described(arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...], str]]:
-    return {key: (a.dtype.str, a.shape, hashlib.sha256(_bytes(a)).hexdigest()) for key, a in arrays.items()}
-
-
-def _bytes(array: np.ndarray) -> memoryview | bytes:
-    """An array's values in memory order; its type and shape stand beside the digest."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b""
+    """Type, shape, and digest of the values in the order of their places, by name."""
+    return {key: (a.dtype.str, a.shape, hashlib.sha256(a.reshape(-1).data).hexdigest()) for key, a in arrays.items()}
 
 
 def _frozen(content: dict[str, Any]) -> dict[str, Any]:

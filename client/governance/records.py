@@ -22,7 +22,7 @@ from fedgraft.client.privacy.ledger.hash_chain import Mark, Row
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.small_records import small_records
 from fedgraft.client.privacy.masking.used_masks import MaskBook
-from fedgraft.common.base.disk import listed
+from fedgraft.common.base.disk import exists, listed
 from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.identity.person_book import PersonBook
 from fedgraft.common.protocol.instructions import Code
@@ -186,7 +186,7 @@ class Records:
         if refused and (forgotten := refused - _refused(self._config, study)):
             yield f"What people refused to release of study {study[:12]}, exchange {min(forgotten)}, is not on record."
         kept = f"{self._config.state}/studies/{study}.json"
-        if study in self._told.greeted and not os.path.exists(kept):  # noqa: PTH110 - asked at every visit
+        if study in self._told.greeted and not exists(kept):
             yield f"Study {study[:12]} was taken in, and is not among the studies any more."
 
 

@@ -44,6 +44,8 @@ class Session:
     def __init__(self, path: Path, models: Models) -> None:
         """StudyError if the configuration at `path` cannot be read."""
         self.path = path
+        self.home = path.parent
+        """The folder of the configuration; approvals lie beside it."""
         self._models = models
         self._stamp = _stamp(path)
         self.config = read_config(path)
@@ -52,11 +54,6 @@ class Session:
         self._sites: dict[str, Site] = {}
         self.fault = ""
         """Why the file as it is now cannot be used; "" if it can."""
-
-    @property
-    def home(self) -> Path:
-        """The folder of the configuration; approvals lie beside it."""
-        return self.path.parent
 
     @property
     def stale(self) -> bool:
@@ -70,7 +67,7 @@ class Session:
     def site(self, study: Study) -> Site:
         """The site in this study, with its cohort. Raises Refused or FedgraftError if it cannot take part."""
         if study.digest not in self._sites:
-            self._sites[study.digest] = self._open(study)
+            self._sites[study.digest] = self._open(self._models.same(study))
         return self._sites[study.digest]
 
     def known(self, digest: str) -> Site | None:
@@ -115,6 +112,13 @@ class Models:
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, torch.device, bool], LocalModel] = {}
+        self._study: Study | None = None
+
+    def same(self, study: Study) -> Study:
+        """The study as the sites of this thread have it: one object, whoever of them was sent it."""
+        if self._study is None or self._study.digest != study.digest:
+            self._study = study
+        return self._study
 
     def of(self, study: Study, device: torch.device, config: SiteConfig) -> LocalModel:
         """The study's model on that device; torch then works with the site's threads, or as it likes if 0."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -159,10 +160,19 @@ def _quick_optimiser(
 ) -> torch.optim.Optimizer | PlainAdamW | PlainSgd:
     """The same, with less around each step where that makes no difference to any bit."""
     if spec.optimiser == "sgd" and local_model.device.type == "cpu":
-        return PlainSgd(_rates(local_model, spec, changes), spec.momentum, spec.weight_decay)
+        known = _KNOWN_RATES.get(local_model)
+        if known is None or known[0] is not spec or known[1] != changes:
+            rates = _rates(local_model, spec, changes)
+            bare = [group | {"bare": [one.detach() for one in group["params"]]} for group in rates]
+            known = _KNOWN_RATES[local_model] = spec, tuple(changes), bare
+        return PlainSgd([dict(group) for group in known[2]], spec.momentum, spec.weight_decay)
     if spec.optimiser == "adamw" and local_model.device.type == "cpu":
         return PlainAdamW(_rates(local_model, spec, changes), spec.weight_decay)
     return optimiser_for(local_model, spec, changes)
+
+
+_KNOWN_RATES: WeakKeyDictionary[LocalModel, tuple[Gradient, Sequence[str], list[dict[str, Any]]]] = WeakKeyDictionary()
+"""By model what was asked for last, and its parameters by rate: the same for all sites of a round."""
 
 
 def _rates(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from operator import is_
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
@@ -112,6 +115,33 @@ def unpack_bundle(data: memoryview) -> dict[str, np.ndarray]:
     if at != len(data):
         raise WireError("bundle with too many bytes")
     return arrays
+
+
+class LastUnpacked:
+    """The arrays of the record that was unpacked last, as long as it lives: it is not unpacked again as long as it is
+    the very same one, of the very same parts.
+    """
+
+    def __init__(self, unpack: Callable[[object], dict[str, np.ndarray]]) -> None:
+        self._unpack = unpack
+        self._last: tuple[ref[object], dict[str, Any], dict[str, np.ndarray]] | None = None
+
+    def of(self, record: object) -> dict[str, np.ndarray]:
+        """The arrays of a record; WireError as `unpack` has it. Nobody may write to what the parts hold."""
+        if not isinstance(record, Mapping):
+            return self._unpack(record)
+        last, parts = self._last, dict(record)
+        if last is None or last[0]() is not record or not _same(last[1], parts):
+            last = self._last = ref(record, self._gone), parts, self._unpack(record)
+        return dict(last[2])
+
+    def _gone(self, record: ref[object]) -> None:
+        if self._last is not None and self._last[0] is record:
+            self._last = None
+
+
+def _same(parts: Mapping[str, object], others: Mapping[str, object]) -> bool:
+    return list(parts) == list(others) and all(map(is_, parts.values(), others.values()))
 
 
 Index = list[tuple[str, np.dtype[Any], tuple[int, ...], int]]

@@ -212,10 +212,17 @@ class Interned:
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[tuple[object, ...], np.ndarray] = WeakValueDictionary()
+        self._objects: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
 
     def of(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """The same values under the same names; nobody may write to them as long as any of them lives."""
-        return {key: self._known.setdefault(_place(array), array) for key, array in arrays.items()}
+        known = self._objects.get
+        return {key: array if known(id(array)) is array else self._one(array) for key, array in arrays.items()}
+
+    def _one(self, array: np.ndarray) -> np.ndarray:
+        found = self._known.setdefault(_place(array), array)
+        self._objects[id(found)] = found
+        return found
 
 
 class Digests:

@@ -22,6 +22,7 @@ from fedgraft.common.protocol.answers import SiteAnswer
 from fedgraft.common.protocol.bundle import (
     MOST_ARRAYS,
     NAMES,
+    LastUnpacked,
     WireError,
     form_of,
     name_of,
@@ -165,7 +166,7 @@ def unpack_instruction(records: RecordDict) -> Instruction:
         round=said.count(words, "round"),
         work=said.flag(words, "work"),
         evaluate=evaluate,
-        tensors=_unpack_arrays(records.get(_TENSORS)),
+        tensors=_UNPACKED.of(records.get(_TENSORS)),
         held=said.text(words, "held"),
         groups=_groups(words.get("groups")),
     )
@@ -256,6 +257,10 @@ def _unpack_arrays(record: object) -> dict[str, np.ndarray]:
             raise WireError("two arrays of one name, or too many")
         arrays |= found
     return arrays
+
+
+_UNPACKED = LastUnpacked(_unpack_arrays)
+"""What an instruction brings is the same record for all sites of a process."""
 
 
 def _unpack_array(array: Array) -> np.ndarray:

@@ -25,8 +25,10 @@ class Gathered:
         for place in sorted(self._places & update.tensors.keys()):
             part = update.tensors[place].astype(np.float64)
             self.sums[place] = self.sums[place] + part if place in self.sums else part
-        rest = {key: array for key, array in update.tensors.items() if key not in self._places}
-        self._aggregator.add(replace(update, tensors=rest) if self._places else update)
+        if self._places:
+            rest = {key: array for key, array in update.tensors.items() if key not in self._places}
+            update = replace(update, tensors=rest)
+        self._aggregator.add(update)
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """The entries that the aggregation ends with."""

@@ -53,6 +53,9 @@ _CHUNK = 1 << 16
 def _add_scaled(total: np.ndarray, array: np.ndarray, weight: float) -> None:
     """`total += weight * array` in float64, in pieces that stay in the processor's cache."""
     into, flat = total.reshape(-1), array.reshape(-1)
+    if len(flat) <= _CHUNK:
+        into += np.multiply(flat, weight, dtype=np.float64)
+        return
     for start in range(0, len(flat), _CHUNK):
         part = flat[start : start + _CHUNK].astype(np.float64)
         part *= weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import mmap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,6 +120,13 @@ class Cohort:
     """Cases of a source that lie at the site as well."""
     split_rule: SplitRule = "independent"
     """Whether each patient's split follows from that patient alone, or patients were dealt out class by class."""
+    mapped: mmap.mmap | None = field(default=None, compare=False)
+    """Where `inputs` are mapped from disk; nobody writes to them."""
+
+    def give_back(self) -> None:
+        """Let go of the memory of what is mapped from disk: who asks again reads it anew."""
+        if self.mapped is not None and (unneeded := getattr(mmap, "MADV_DONTNEED", None)) is not None:
+            self.mapped.madvise(unneeded)
 
     def __repr__(self) -> str:
         return f"Cohort({self.name!r}, {len(self.inputs)} cases)"
@@ -178,6 +186,7 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
         subgroups={one: torch.tensor(decoded.subgroups[one.name], dtype=torch.int64) for one in wanted.subgroups},
         described=decoded.described,
         split_rule=rule,
+        mapped=getattr(decoded.inputs, "_mmap", None),
     )
 
 

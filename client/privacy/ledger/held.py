@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from fedgraft.client.privacy.ledger.hash_chain import witness_folder
 from fedgraft.client.privacy.ledger.ledger import Ledger
+from fedgraft.common.base.disk import exists
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Held:
 
     def exists(self) -> bool:
         """Whether there is a ledger, or was one."""
-        return any(map(os.path.exists, self._places))
+        return any(map(exists, self._places))
 
     @cached_property
     def _places(self) -> tuple[str, str]:

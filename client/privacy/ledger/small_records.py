@@ -5,14 +5,13 @@ As sets of words, so that it is easily said whether a record has forgotten somet
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fedgraft.common.base.disk import listed
+from fedgraft.common.base.disk import exists, listed
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import locked, read_json, write_json
 
@@ -29,7 +28,7 @@ SmallRecords = Mapping[str, frozenset[str]]
 
 def small_records(state: Path) -> SmallRecords:
     """All of them by name. A file that is damaged knows nothing."""
-    there = [os.path.exists(place) for place in _places(state)]  # noqa: PTH110 - asked twice at every visit
+    there = [exists(place) for place in _places(state)]
     if not any(there):
         return _NOTHING
     public, shown, answered = (_content(state / name) for name in (PUBLIC, SHOWN, ANSWERED))
@@ -69,6 +68,6 @@ def _places(state: Path) -> tuple[str, str, str, str]:
 
 def _content(path: Path) -> Any:
     try:
-        return read_json(path) if os.path.exists(path) else None  # noqa: PTH110 - as above
+        return read_json(path) if exists(str(path)) else None
     except InputError:
         return None

@@ -87,9 +87,13 @@ class Progress:
             descriptor = self._open()
         try:
             # The line before may have been torn by a crash; it must not swallow this one.
-            os.write(descriptor, f"\n{words}\n".encode())
+            data = f"\n{words}\n".encode()
+            written = os.write(descriptor, data)
             if self._sync:
                 os.fdatasync(descriptor)
+            if written == len(data) and os.fstat(descriptor).st_size == self._known.size + written:
+                # Nobody else has added to it since it was read: what it says now need not be read.
+                self._known = replace(_after(self._known, words.split()), size=self._known.size + written)
         finally:
             os.close(descriptor)
 

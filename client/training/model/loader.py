@@ -94,6 +94,8 @@ class Loader:
         if _FLOATS.take(self, floats_of(cohort.inputs, spec)):
             self._inputs = to_float(cohort.inputs, spec)
         self._ready = self._inputs is not cohort.inputs
+        if self._ready:
+            cohort.give_back()
         self._labelled: dict[str, Tensor] = {}
         self.seen = False
         """Whether the inputs are features."""

@@ -125,7 +125,7 @@ class LocalModel:
     def finite(self, keys: Iterable[str]) -> bool:
         """Whether each of the model's entries `keys` has a finite norm, and so neither NaN nor infinity."""
         if self._memory:
-            return all(np.isfinite(np.dot(flat, flat)) for key in keys if (flat := self._memory[key].reshape(-1)).size)
+            return all(math.isfinite(np.vdot(own, own)) for own in map(self._memory.__getitem__, keys))
         floats = [self._live[key] for key in keys if self._live[key].is_floating_point()]
         return not floats or math.isfinite(torch.nn.utils.get_total_norm(floats))
 

@@ -17,13 +17,18 @@ class PlainSgd:
     """SGD with momentum and weight decay (no dampening, no Nesterov), to the last bit as torch has it on a CPU."""
 
     def __init__(self, groups: Sequence[dict[str, Any]], momentum: float, weight_decay: float) -> None:
-        """`groups` are parameters (`params`) and their rate (`lr`), as torch's optimisers take them."""
+        """`groups` are parameters (`params`) and their rate (`lr`), as torch's optimisers take them.
+
+        `bare`, if it is there, are the parameters without a graph, of the same memory. No gradient is written to, and
+        whoever writes to one after its step changes what moves on.
+        """
         self.param_groups = list(groups)
         # Over the same memory, and of no graph: what is done to them needs no mode without gradients.
-        self._bare = [[parameter.detach() for parameter in group["params"]] for group in self.param_groups]
+        self._bare = [group.get("bare") or [one.detach() for one in group["params"]] for group in self.param_groups]
         self._momentum = momentum
         self._weight_decay = weight_decay
-        self._moving: dict[int, Tensor] = {}
+        self._moving: dict[int, tuple[Tensor, bool]] = {}
+        """Moving sums, and whether their memory is this optimiser's own."""
 
     def zero_grad(self) -> None:
         """Let go of all gradients."""
@@ -47,8 +52,11 @@ class PlainSgd:
 
     def _moved(self, own: Tensor, new: Tensor) -> Tensor:
         """The moving sum of a parameter's gradients after one more."""
-        before = self._moving.get(id(own))
-        if before is None:
-            before = self._moving[id(own)] = new.clone()
-            return before
-        return before.mul_(self._momentum).add_(new)
+        known = self._moving.get(id(own))
+        if known is None:  # the first gradient itself, which is not written to: a visit may have no second step
+            self._moving[id(own)] = new, False
+            return new
+        before, mine = known
+        after = before.mul_(self._momentum) if mine else before.mul(self._momentum)
+        self._moving[id(own)] = after.add_(new), True
+        return after

@@ -169,7 +169,8 @@ class Collector:
             return None
         try:
             if instruction.work:
-                answer = replace(answer, tensors=restored(own.stage, own.tags, answer.tensors, own.state))
+                tensors = restored(own.stage, own.tags, answer.tensors, own.state)
+                answer = answer if tensors is answer.tensors else replace(answer, tensors=tensors)
             code = fault(answer, instruction, own) or self._bad_count(site, answer)
             sums = metric_sums(answer, self._study, instruction) if code is None else None
         except ENDS:

@@ -179,3 +179,36 @@ print(most() - before)
     images = cases * size * size * 2
     print(f"{int(done.stdout) / images:.2f} times the images")
     assert 0.5 * images < int(done.stdout) < 1.5 * images
+
+
+def resident_kb(folder: Path) -> int:
+    """How much of the images that are mapped from below a folder is in this process's memory."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:
+            ours = str(folder) in line
+        elif ours and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's account of a process's memory")
+@pytest.mark.parametrize("few", [True, False])
+def test_images_whose_floats_are_kept_are_not_in_memory_twice(make_dicom, tmp_path, monkeypatch, few):
+    """They lie on the disk; whoever asks for them again has them as they were. Without floats they stay as they are."""
+    for number in range(8):
+        make_dicom(DRAW.integers(0, 255, (64, 64)).astype(np.uint8), f"dicom/{number}.dcm", PatientID=f"P{number}")
+    spec, wanted = CohortSpec(kind="dicom", root=tmp_path / "dicom"), ImageInput(size=64)
+    request = CohortRequest([Task(name="cls", classes=("no", "yes"))], wanted, SplitSpec(), 0)
+    place = Place(tmp_path / "state", tmp_path / "cache", b"secret")
+    load_cohort("north", spec, request, place)
+    cohort = load_cohort("north", spec, request, place)
+    before = cohort.inputs.clone()
+    assert resident_kb(tmp_path) >= cohort.inputs.nbytes // 1024
+    if not few:
+        monkeypatch.setattr(loader, "_FLOATS", loader._Floats(0))
+    made = Loader(cohort, wanted, torch.device("cpu"))
+    assert (resident_kb(tmp_path) == 0) == few
+    (batch,) = made.batches([torch.arange(8)])
+    assert torch.equal(batch.inputs, to_float(before, wanted))
+    assert torch.equal(cohort.inputs, before)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedgraft.client.runtime.sessions import Models
 from fedgraft.common.protocol.instructions import Instruction, Update
 from helpers.courses import PRIVATE, TRAIN, a_model, a_site
 from helpers.work import MakeStudy
@@ -33,3 +34,12 @@ def test_models_of_earlier_rounds_are_let_go(stage: dict[str, Any], make_study: 
     gc.collect()
     held = [sum(one() is not None for one in own) for own in seen]
     assert held[:-2] == [0] * (ROUNDS - 2), "a model of a round long ago is still in memory"
+
+
+def test_hospitals_of_one_process_hold_one_object_of_their_study(make_study: MakeStudy) -> None:
+    """Each was sent it by itself; a thousand of them would else hold a thousand plans."""
+    models, (one, again, other) = Models(), (make_study(plan=[TRAIN | {"rounds": n}]) for n in (2, 2, 3))
+    assert one is not again
+    assert models.same(one) is models.same(again) is one
+    assert models.same(other) is other
+    assert models.same(again) is again, "the study before is not held for ever"

@@ -42,11 +42,12 @@ def test_every_bit_is_that_of_torch(momentum: float, weight_decay: float) -> Non
     assert all(torch.equal(one, other) for one, other in zip(mine, wanted, strict=True))
 
 
-def test_gradients_are_let_go_and_left_as_they_were() -> None:
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_gradients_are_let_go_and_left_as_they_were(weight_decay: float) -> None:
     """A method may keep a gradient that it has put there: neither decay nor momentum is written into it."""
     parameter = nn.Parameter(torch.ones(3))
     kept = torch.tensor([1.0, 2.0, 3.0])
-    optimiser = PlainSgd([{"params": [parameter], "lr": 0.1}], momentum=0.9, weight_decay=0.1)
+    optimiser = PlainSgd([{"params": [parameter], "lr": 0.1}], momentum=0.9, weight_decay=weight_decay)
     for _ in range(3):
         parameter.grad = kept
         optimiser.step()
