@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from fedgraft.client.privacy.dp.gradients import patch_products
 from fedgraft.client.privacy.dp.gradients.hooks import SAMPLERS
 from fedgraft.client.privacy.dp.units import Rows
 from fedgraft.common.base.errors import InputError
@@ -25,8 +26,29 @@ _CANCEL = 1000.0
 """A gradient whose parts cancel to less than a thousandth of their lengths' sum counts as this thousandth: of what is
 left then, single precision knows little, neither here nor in the sum."""
 
+_FEW_PLACES = 4
+"""A CPU's convolution of so few places takes two to three times as long as one product of all patches."""
+
+_WORTH_A_CALL = 4096
+"""Shorter gradients are measured all together."""
+
 _LOST = 2.0**-126
 """Smaller numbers lose digits in single precision, or are 0 on some devices."""
+
+
+def lengths(gradients: Tensor) -> Tensor:
+    """Of each unit's gradient (units, ...), (units,) in float64, since squares of small numbers are 0.
+
+    On a CPU one by one: made into float64 all together they would leave its caches, which takes four times as long.
+    """
+    flat = gradients.flatten(1)
+    if flat.device.type != "cpu" or flat.shape[1] < _WORTH_A_CALL:
+        norms: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
+        return norms
+    norms = flat.new_empty(len(flat), dtype=torch.float64)
+    for at, one in enumerate(flat):
+        norms[at] = torch.linalg.vector_norm(one.double())
+    return norms
 
 
 class UnitPart(Protocol):
@@ -52,8 +74,7 @@ class Kept:
 
     def norms(self, clip: float) -> Tensor:  # noqa: ARG002
         """In float64, since squares of small numbers are 0."""
-        norms: Tensor = torch.linalg.vector_norm(self.gradients.flatten(1), dim=1, dtype=torch.float64)
-        return norms
+        return lengths(self.gradients)
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
         """Those of factor 0 are left out."""
@@ -80,12 +101,14 @@ class Factored:
 
         Infinite where numbers too small for single precision could come to a thousandth of `clip`.
         """
-        a = _of_units(_seen_by_weights(self.layer, self.inputs).double(), self.rows)
+        products_a = _products_seen(self.layer, self.inputs, self.backprops, self.rows)
         b = _of_units(_by_group(self.layer, self.backprops, self.layer.weight.shape[0]).double(), self.rows)
-        squares = ((a.mT @ a) * (b.mT @ b)).sum(dim=(1, 2, 3))
-        long_a, long_b = a.norm(dim=2), b.norm(dim=2)
+        products_b = b.mT @ b
+        long_a, long_b = (products.diagonal(dim1=2, dim2=3).sqrt() for products in (products_a, products_b))
+        squares = (products_a.flatten(1)[:, None] @ products_b.flatten(1)[:, :, None]).flatten()
         parts = (long_a * long_b).sum(dim=(1, 2))
-        small = math.sqrt(b.shape[2]) * long_a.sum(dim=(1, 2)) + math.sqrt(a.shape[2]) * long_b.sum(dim=(1, 2))
+        inputs, outputs = self.layer.weight[0].numel(), b.shape[2]
+        small = math.sqrt(outputs) * long_a.sum(dim=(1, 2)) + math.sqrt(inputs) * long_b.sum(dim=(1, 2))
         norms = torch.maximum(squares.clamp(min=0).sqrt(), parts / _CANCEL)
         return norms.masked_fill(~(_LOST * small <= clip / 1000), torch.inf)
 
@@ -99,6 +122,9 @@ class Factored:
             return b.flatten(0, -2).T @ a.flatten(0, -2)
         conv = self.layer
         assert not isinstance(conv.padding, str)
+        if conv.groups == 1 and b.device.type == "cpu" and b[0, 0].numel() <= _FEW_PLACES:
+            patches = _seen_by_weights(conv, a)[:, 0].mT.flatten(0, 1)
+            return (b.flatten(2).transpose(0, 1).flatten(1) @ patches).view_as(conv.weight)
         how = (conv.stride, conv.padding, conv.dilation, conv.groups)
         summed: Tensor = conv2d_weight(a, conv.weight.shape, b, *how)  # type: ignore[no-untyped-call]
         return summed
@@ -145,7 +171,8 @@ class Tape:
 
 def _parts(layer: nn.Module, inputs: Tensor, backprops: Tensor, rows: Rows) -> Iterator[UnitPart]:
     """The gradients of a layer's parameters, as far as these learn."""
-    if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad and _are_long(layer, backprops, rows):
+    products = isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad
+    if isinstance(layer, nn.Conv2d | nn.Linear) and products and _are_long(layer, inputs, backprops, rows):
         yield Factored(layer, inputs, backprops, rows)
         if layer.bias is not None and layer.bias.requires_grad:
             sums = _by_group(layer, backprops, layer.bias.numel()).flatten(1, 2).sum(dim=2)
@@ -156,11 +183,13 @@ def _parts(layer: nn.Module, inputs: Tensor, backprops: Tensor, rows: Rows) -> I
             yield Kept(parameter, rows.by_unit(gradients))
 
 
-def _are_long(layer: nn.Conv2d | nn.Linear, backprops: Tensor, rows: Rows) -> bool:
+def _are_long(layer: nn.Conv2d | nn.Linear, inputs: Tensor, backprops: Tensor, rows: Rows) -> bool:
     """Whether the units' gradients are longer than the products from which their norms follow without them."""
-    places = backprops[0].numel() // layer.weight.shape[0] * rows.most
-    inputs, outputs = layer.weight[0].numel(), layer.weight.shape[0] // _groups(layer)
-    return 2 * places * (inputs + outputs) < inputs * outputs
+    places = backprops[0].numel() // layer.weight.shape[0]
+    if isinstance(layer, nn.Conv2d) and patch_products.beat_gradients(layer, inputs[0, 0].numel(), places, rows.most):
+        return True
+    seen, outputs = layer.weight[0].numel(), layer.weight.shape[0] // _groups(layer)
+    return 2 * places * rows.most * (seen + outputs) < seen * outputs
 
 
 def _groups(layer: nn.Conv2d | nn.Linear) -> int:
@@ -181,6 +210,17 @@ def _seen_by_weights(layer: nn.Conv2d | nn.Linear, inputs: Tensor) -> Tensor:
     assert not isinstance(layer.padding, str)
     patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return _by_group(layer, patches, layer.groups * layer.weight[0].numel())
+
+
+def _products_seen(layer: nn.Conv2d | nn.Linear, inputs: Tensor, backprops: Tensor, rows: Rows) -> Tensor:
+    """Of all that a unit's places saw the products with each other, (units, groups, places, places) in float64."""
+    if isinstance(layer, nn.Conv2d):
+        (height, width), places = inputs.shape[2:], backprops[0, 0].numel()
+        if patch_products.are_worth_it(layer, height * width, places, rows.most):
+            pixels = _of_units(_by_group(layer, inputs.double(), layer.in_channels), rows)
+            return patch_products.of_pixels(layer, pixels, height, width)
+    a = _of_units(_seen_by_weights(layer, inputs).double(), rows)
+    return a.mT @ a
 
 
 def _of_units(by_case: Tensor, rows: Rows) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.client.privacy.dp.gradients import private_heads as heads
-from fedgraft.client.privacy.dp.gradients.book_keeping import Tape
+from fedgraft.client.privacy.dp.gradients.book_keeping import Tape, lengths
 from fedgraft.client.privacy.dp.gradients.dp_safe import dp_twin
 from fedgraft.client.privacy.dp.gradients.hooks import KeptHooks
 from fedgraft.client.privacy.dp.gradients.private_losses import PrivateLosses
@@ -57,8 +57,7 @@ def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
 
 def clip_and_sum(gradients: Sequence[Tensor], max_grad_norm: float) -> list[Tensor]:
     """Per-unit gradients, (units, ...) per parameter, each unit clipped over all parameters together, then summed."""
-    each = [torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64) for part in gradients]
-    norms = torch.stack(each).norm(dim=0)
+    norms = torch.stack([lengths(part) for part in gradients]).norm(dim=0)
     factors = clip_factors(norms, max_grad_norm)
     if not bool(norms.isfinite().all()):  # 0 times infinity is not 0, so a unit that overflowed is emptied first
         for part in gradients:
