@@ -63,7 +63,8 @@ class Case:
 CASES = {
     "head": Case("heads", images=1000, steps=100, batch=250, limit=1.5),
     "norm": Case("norm_and_heads", images=256, steps=5, batch=32, limit=1.4),
-    "all": Case("all", images=256, steps=3, batch=32, limit=6.0, mode="ghost"),
+    "all": Case("all", images=256, steps=3, batch=32, limit=1.5, mode="ghost"),
+    "all128": Case("all", images=512, steps=3, batch=128, limit=1.8, mode="ghost"),
 }
 
 
