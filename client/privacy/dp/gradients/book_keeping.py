@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from fedgraft.client.privacy.dp.gradients import patch_products
 from fedgraft.client.privacy.dp.gradients.hooks import SAMPLERS
 from fedgraft.client.privacy.dp.gradients.lengths import at_least_norms
 from fedgraft.client.privacy.dp.gradients.patches import patches
@@ -83,12 +84,14 @@ class Factored:
 
         Infinite where numbers too small for single precision could come to a thousandth of `clip`.
         """
-        seen = self._patches() if self._kept is None else self._kept
-        a, b = _of_units(seen.double(), self.rows), _of_units(self._came.double(), self.rows)
-        squares = ((a.mT @ a) * (b.mT @ b)).sum(dim=(1, 2, 3))
-        long_a, long_b = a.norm(dim=2), b.norm(dim=2)
+        products_a = self._products_seen()
+        b = _of_units(self._came.double(), self.rows)
+        products_b = b.mT @ b
+        long_a, long_b = (products.diagonal(dim1=2, dim2=3).sqrt() for products in (products_a, products_b))
+        squares = (products_a.flatten(1)[:, None] @ products_b.flatten(1)[:, :, None]).flatten()
         parts = (long_a * long_b).sum(dim=(1, 2))
-        small = math.sqrt(b.shape[2]) * long_a.sum(dim=(1, 2)) + math.sqrt(a.shape[2]) * long_b.sum(dim=(1, 2))
+        inputs, outputs = self.layer.weight[0].numel(), b.shape[2]
+        small = math.sqrt(outputs) * long_a.sum(dim=(1, 2)) + math.sqrt(inputs) * long_b.sum(dim=(1, 2))
         norms = torch.maximum(squares.clamp(min=0).sqrt(), parts / _CANCEL)
         return norms.masked_fill(~(_LOST * small <= clip / 1000), torch.inf)
 
@@ -110,15 +113,23 @@ class Factored:
         summed: Tensor = conv2d_weight(a, conv.weight.shape, b, *how)  # type: ignore[no-untyped-call]
         return summed
 
-    def _patches(self) -> Tensor:
-        return _seen_by_weights(self.layer, self.inputs)
+    def _products_seen(self) -> Tensor:
+        """Of all that a unit's places saw the products with each other, (units, groups, places, places) in float64."""
+        if isinstance(self.layer, nn.Conv2d) and self._kept is None:
+            (height, width), places = self.inputs.shape[2:], self.backprops.shape[2:].numel()
+            if patch_products.are_worth_it(self.layer, height * width, places, self.rows.most):
+                pixels = _of_units(_by_group(self.layer, self.inputs.double(), self.layer.in_channels), self.rows)
+                return patch_products.of_pixels(self.layer, pixels, height, width)
+        seen = _seen_by_weights(self.layer, self.inputs) if self._kept is None else self._kept
+        a = _of_units(seen.double(), self.rows)
+        return a.mT @ a
 
     @cached_property
     def _kept(self) -> Tensor | None:
         """What the weights of a convolution with few places see, from the norms to the sum: for those a product of it
         is faster than torch's own function, and it is small."""
-        few = isinstance(self.layer, nn.Conv2d) and self.backprops[0, 0].numel() <= _FEW_PLACES
-        return self._patches() if few else None
+        few = isinstance(self.layer, nn.Conv2d) and self.backprops.shape[2:].numel() <= _FEW_PLACES
+        return _seen_by_weights(self.layer, self.inputs) if few else None
 
     @cached_property
     def _came(self) -> Tensor:
@@ -167,7 +178,8 @@ class Tape:
 
 def _parts(layer: nn.Module, inputs: Tensor, backprops: Tensor, rows: Rows) -> Iterator[UnitPart]:
     """The gradients of a layer's parameters, as far as these learn."""
-    if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad and _are_long(layer, backprops, rows):
+    products = isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad
+    if isinstance(layer, nn.Conv2d | nn.Linear) and products and _are_long(layer, inputs, backprops, rows):
         yield Factored(layer, inputs, backprops, rows)
         if layer.bias is not None and layer.bias.requires_grad:
             sums = _by_group(layer, backprops, layer.bias.numel()).flatten(1, 2).sum(dim=2)
@@ -178,11 +190,13 @@ def _parts(layer: nn.Module, inputs: Tensor, backprops: Tensor, rows: Rows) -> I
             yield Kept(parameter, rows.by_unit(gradients))
 
 
-def _are_long(layer: nn.Conv2d | nn.Linear, backprops: Tensor, rows: Rows) -> bool:
+def _are_long(layer: nn.Conv2d | nn.Linear, inputs: Tensor, backprops: Tensor, rows: Rows) -> bool:
     """Whether the units' gradients are longer than the products from which their norms follow without them."""
-    places = backprops[0].numel() // layer.weight.shape[0] * rows.most
-    inputs, outputs = layer.weight[0].numel(), layer.weight.shape[0] // _groups(layer)
-    return 2 * places * (inputs + outputs) < inputs * outputs
+    places = backprops[0].numel() // layer.weight.shape[0]
+    if isinstance(layer, nn.Conv2d) and patch_products.beat_gradients(layer, inputs[0, 0].numel(), places, rows.most):
+        return True
+    seen, outputs = layer.weight[0].numel(), layer.weight.shape[0] // _groups(layer)
+    return 2 * places * rows.most * (seen + outputs) < seen * outputs
 
 
 def _groups(layer: nn.Conv2d | nn.Linear) -> int:

@@ -31,7 +31,7 @@ def at_least_norms(rows: Tensor) -> Tensor:
         exact: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         return exact
     whole = count - count % _BLOCK
-    blocks = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, _BLOCK), dim=2)
+    blocks = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), whole // _BLOCK, _BLOCK), dim=2)
     norms: Tensor = torch.linalg.vector_norm(blocks, dim=1, dtype=torch.float64)
     if whole < count:
         norms = torch.hypot(norms, torch.linalg.vector_norm(rows[:, whole:], dim=1, dtype=torch.float64))

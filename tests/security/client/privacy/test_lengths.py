@@ -48,6 +48,12 @@ def test_squares_that_are_lost_count() -> None:
     assert float(clipped.norm()) <= 1e-24
 
 
+@pytest.mark.parametrize("numbers", [5, NUMBERS])
+def test_no_units_have_no_norms_and_nothing_has_one_of_nearly_0(numbers: int) -> None:
+    assert at_least_norms(torch.zeros(0, numbers)).shape == (0,)
+    assert 0 <= float(at_least_norms(torch.zeros(1, numbers))) < 1e-15
+
+
 @pytest.mark.parametrize("broken", [float("inf"), float("nan"), 3e38])
 def test_a_unit_that_single_precision_cannot_square_counts_as_none(broken: float) -> None:
     rows = torch.ones(3, NUMBERS)
