@@ -29,8 +29,6 @@ class Compiled:
     def __init__(self, model: TransferModel) -> None:
         self._model = model
         _keep_code_at_home()
-        # A GPU's convolutions are tried out once for each shape, and the fastest is kept.
-        torch.backends.cudnn.benchmark = True
         self._both = torch.compile(model.both, dynamic=False)
 
     def __call__(self, x: Tensor) -> Mapping[str, Tensor]:

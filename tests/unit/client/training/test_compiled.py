@@ -31,7 +31,6 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "home"))
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS"):
         monkeypatch.setenv(name, "1")  # so that it is what it was afterwards
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
     torch.compiler.reset()
     return tmp_path / "home" / "compiled"
 
