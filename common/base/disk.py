@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -107,8 +106,8 @@ def exists(place: str) -> bool:
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file; an OSError names it, also one that comes in the middle."""
-    with naming(path), io.FileIO(path) as file:
-        return file.readall()
+    with naming(path):
+        return path.read_bytes()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,21 +17,20 @@ from fedgraft.client.training.model.loader import Batch
 
 Places = NDArray[np.int64]
 
-_MORE = 0.25
-"""By this share of its size a group may be larger."""
-
 
 @dataclass(frozen=True)
 class Rows:
     """Cases to work on at once: their positions in the cohort, and for each the number of its unit, below `units`.
 
-    `single` says that no unit has two cases here, where that is known before anybody looks.
+    `single` says that no unit has two cases here, where that is known before anybody looks; `bound` how many a unit may
+    have, whoever was drawn: what is worked out in one of two ways must not depend on who else is here.
     """
 
     indices: Tensor
     unit: Tensor
     units: int
     single: bool = False
+    bound: int | None = None
 
     @cached_property
     def alone(self) -> bool:
@@ -51,6 +49,11 @@ class Rows:
         """How many cases a unit has at most."""
         return int(self.nth.max()) + 1 if len(self.unit) else 1
 
+    @property
+    def may_have(self) -> int:
+        """How many cases a unit may have at most; as many as one has, where no bound is known."""
+        return self.most if self.bound is None else self.bound
+
     def share(self) -> Tensor | None:
         """What each case counts in its unit's mean, (cases,); None where each is its unit's only one."""
         if self.alone:
@@ -65,24 +68,17 @@ class Rows:
         return empty.index_add_(0, self.unit.to(by_case.device), by_case)
 
     def chunks(self, size: int) -> Iterator[Rows]:
-        """Whole units in groups of about `size` cases, at most a quarter more, or one unit with more; none if there are
-        no units.
-
-        How many are drawn differs from step to step, and a group of the few that are over would cost what a large one
-        costs for every layer with many weights.
-        """
-        groups = max(1, math.ceil(len(self.indices) / size - _MORE))
-        if groups == 1:
+        """Whole units in groups of at most `size` cases, or one unit with more; none if there are no units."""
+        if len(self.indices) <= size:
             if self.units:
                 yield self
             return
-        size = math.ceil(len(self.indices) / groups)
         ends = torch.bincount(self.unit, minlength=self.units).cumsum(0).numpy()
         start = first = 0
         while start < self.units:
             stop = max(start + 1, int(np.searchsorted(ends, first + size, side="right")))
             last = int(ends[stop - 1])
-            yield Rows(self.indices[first:last], self.unit[first:last] - start, stop - start, self.single)
+            yield Rows(self.indices[first:last], self.unit[first:last] - start, stop - start, self.single, self.bound)
             start, first = stop, last
 
 
@@ -93,7 +89,7 @@ def only(batch: Batch, rows: Rows, places: Tensor) -> tuple[Batch, Rows]:
     here = places.cpu()
     targets = {task: target[places] for task, target in batch.targets.items()}
     kept = Batch(batch.inputs[places], targets, batch.indices[here], batch.known)
-    return kept, Rows(rows.indices[here], rows.unit[here], rows.units, rows.single)
+    return kept, Rows(rows.indices[here], rows.unit[here], rows.units, rows.single, rows.bound)
 
 
 def units_of(indices: Tensor, patients: Sequence[str], unit: str) -> list[list[int]]:
@@ -128,7 +124,8 @@ class Lots:
             places, unit = self._starts[chosen], np.arange(len(chosen))
         else:
             places, unit = self._some(chosen, augmentation_multiplicity, augmented=augmented)
-        return Rows(torch.from_numpy(self._cases[places]), torch.from_numpy(unit), len(chosen), single)
+        indices, units = torch.from_numpy(self._cases[places]), torch.from_numpy(unit)
+        return Rows(indices, units, len(chosen), single, augmentation_multiplicity)
 
     def _some(self, chosen: Places, augmentation_multiplicity: int, *, augmented: bool) -> tuple[Places, Places]:
         """Places in `_cases`, and for each the number of its unit among those `chosen`."""

@@ -117,7 +117,7 @@ class Factored:
         """Of all that a unit's places saw the products with each other, (units, groups, places, places) in float64."""
         if isinstance(self.layer, nn.Conv2d) and self._kept is None:
             (height, width), places = self.inputs.shape[2:], self.backprops.shape[2:].numel()
-            if patch_products.are_worth_it(self.layer, height * width, places, self.rows.most):
+            if patch_products.are_worth_it(self.layer, height * width, places, self.rows.may_have):
                 pixels = _of_units(_by_group(self.layer, self.inputs.double(), self.layer.in_channels), self.rows)
                 return patch_products.of_pixels(self.layer, pixels, height, width)
         seen = _seen_by_weights(self.layer, self.inputs) if self._kept is None else self._kept
@@ -193,10 +193,12 @@ def _parts(layer: nn.Module, inputs: Tensor, backprops: Tensor, rows: Rows) -> I
 def _are_long(layer: nn.Conv2d | nn.Linear, inputs: Tensor, backprops: Tensor, rows: Rows) -> bool:
     """Whether the units' gradients are longer than the products from which their norms follow without them."""
     places = backprops[0].numel() // layer.weight.shape[0]
-    if isinstance(layer, nn.Conv2d) and patch_products.beat_gradients(layer, inputs[0, 0].numel(), places, rows.most):
+    if isinstance(layer, nn.Conv2d) and patch_products.beat_gradients(
+        layer, inputs[0, 0].numel(), places, rows.may_have
+    ):
         return True
     seen, outputs = layer.weight[0].numel(), layer.weight.shape[0] // _groups(layer)
-    return 2 * places * rows.most * (seen + outputs) < seen * outputs
+    return 2 * places * rows.may_have * (seen + outputs) < seen * outputs
 
 
 def _groups(layer: nn.Conv2d | nn.Linear) -> int:

@@ -13,7 +13,7 @@ from fedgraft.client.privacy.dp.gradients.trainer import attached, clip_factors
 from fedgraft.client.privacy.dp.units import Rows
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
-from helpers.dp import loader_of, quiet, trainable
+from helpers.dp import loader_of, quiet, sums, trainable
 from helpers.work import CPU, MakeStudy, cohort, images
 
 
@@ -124,3 +124,36 @@ def test_models_of_all_magnitudes_move_a_sum_by_no_more_than_the_clip(make_study
         with attached(local_model, loader, keys, private) as trainer:
             moved = torch.cat([part.flatten() for part in trainer.sum_of(batch, Rows(one, one, 1))]).double().norm()
         assert float(moved) / clip < 1.001, seed
+
+
+@pytest.mark.parametrize("cases", [10, 11, 16])
+def test_how_others_are_clipped_does_not_depend_on_how_many_cases_a_patient_has(
+    make_study: MakeStudy, cases: int
+) -> None:
+    """A layer's gradients are kept, or their norms made without them, and the two leave out other units.
+
+    By a model made for it all 60 others would be in the sum with a patient of eleven cases, and none without.
+    """
+    study = make_study(
+        input={"kind": "table", "numeric": ["a", "b", "c"]}, model={"backbone": "table_mlp", "weights": None}
+    )
+    local_model, clip, others = LocalModel(study, CPU), 1e-12, 60
+    entries = local_model.parameters
+    with torch.no_grad():
+        for entry in entries.values():
+            entry.zero_()
+        entries["backbone.layers.0.weight"].fill_(1e16)
+        local_model.model.backbone.standardise.mean.fill_(-100)
+        local_model.model.backbone.standardise.std.fill_(1e-12)
+        entries["backbone.layers.2.bias"].fill_(1)
+        entries["heads.cls.weight"].copy_(torch.tensor([[1e-31], [-1e-31], [0]]).expand(3, 32))
+    like = Loader(cohort(images(1)[0], {"cls": torch.tensor([0])}), study.input, CPU)
+    terms = {"mode": "ghost", "max_grad_norm": clip, "batch_size": 128, "unit": "patient"}
+    spec = quiet(**terms, expected_units=others, augmentation_multiplicity=16)
+    keys, found = [key for key in trainable(local_model) if key in entries], []
+    for more in (0, cases):
+        patients = [*map(str, range(others)), *["one more"] * more]
+        inputs = torch.randn(others + more, 3, generator=torch.Generator().manual_seed(1))
+        loader = loader_of(like, inputs, torch.zeros(others + more, dtype=torch.int64))
+        found.append(sums(local_model, loader, patients, spec, keys)[0].double())
+    assert float((found[1] - found[0]).norm()) / clip < 1.001
