@@ -77,7 +77,8 @@ class Site:
         self._sealer = sealer
         self._hold = hold
         keep = guard is None or guard.keeps_features
-        self._place = Workplace(study, cohort, local_model, folder, keep_features=keep)
+        noised = guard is not None and guard.metrics == "noised"
+        self._place = Workplace(study, cohort, local_model, folder, keep_features=keep, noised=noised)
         self._log = site_log(folder)
         self._worker = Worker(self._place, self._log)
         self._local_state = LocalState(folder / "local_state" / study.digest, sync=sync)

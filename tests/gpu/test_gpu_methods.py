@@ -108,7 +108,8 @@ def longest(name: str, clip: float, *, cancelling: bool) -> float:
             weights -= weights.mean(dim=(2, 3), keepdim=True)
         tape, rows = Tape(layer, [layer.weight]), Rows(torch.arange(4), torch.arange(4), 4)
         losses = (layer(inputs.to(GPU)) * weights.to(GPU)).flatten(1).sum(dim=1)
-        (part,) = tape.gradients(losses, rows)
+        (found,) = tape.gradients(losses, torch.ones_like(losses))
+        part = found.of_units(rows)
         tape.cleanup()
         factors = clip_factors(part.norms(clip), clip)
         for one in torch.eye(4, device=GPU):

@@ -24,7 +24,7 @@ def no_clip(patch: Patch) -> None:
 
 
 def clip_of_the_mean(patch: Patch) -> None:
-    def whole(gradients: Sequence[Tensor], max_grad_norm: float) -> list[Tensor]:
+    def whole(gradients: Sequence[Tensor], max_grad_norm: float, of: int) -> list[Tensor]:
         means = [part.mean(dim=0) for part in gradients]
         norm = float(torch.cat([mean.flatten() for mean in means]).norm())
         factor = min(1.0, max_grad_norm / max(norm, 1e-12))

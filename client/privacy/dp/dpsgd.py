@@ -12,6 +12,7 @@ and augmentation as well, since with draws that others know, a patient left out 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedgraft.client.privacy.dp import secret
-from fedgraft.client.privacy.dp.gradients.private_microbatching import PrivateMicrobatches
-from fedgraft.client.privacy.dp.gradients.trainer import Trainer, attached
+from fedgraft.client.privacy.dp.gradients.trainer import CHANGE, Trainer, attached
 from fedgraft.client.privacy.dp.noise import Noises, noisy_mean
+from fedgraft.client.privacy.dp.private_microbatching import PrivateMicrobatches
 from fedgraft.client.privacy.dp.units import (
     Lots,
     Rows,
@@ -33,6 +34,7 @@ from fedgraft.client.privacy.dp.units import (
     units_of,
 )
 from fedgraft.client.training.augment import augment
+from fedgraft.client.training.device.alike import Sizes, filled
 from fedgraft.client.training.gradient import dropout_seeded, optimiser_for
 from fedgraft.client.training.losses.base import RoundContext, Visit
 from fedgraft.client.training.losses.objective import Objective
@@ -68,8 +70,8 @@ def train_private(
     private, noise_multiplier, expected, steps = _terms(local_model, spec, changes)
     objective = Objective(Visit(local_model, spec, changes, round_context, loader))
     units = units_of(loader.labelled("train"), patients, private.unit)
-    clip = private.max_grad_norm
-    lots, noises = Lots(units), Noises(noise_multiplier * clip, steps, clip)
+    most = private.max_grad_norm * CHANGE
+    lots, noises = Lots(units), Noises(noise_multiplier * most, steps, most)
     local_model.model.freeze(changes, fixed_norm_stats=True)
     local_model.model.train()
     _refuse_moving_statistics(local_model.model)
@@ -77,6 +79,8 @@ def train_private(
     rates = [group["lr"] for group in optimiser.param_groups]
     draw = torch.Generator().manual_seed(secret.seed())
     at_once = max(spec.batch_size, _FEATURES_AT_ONCE) if loader.seen else spec.batch_size
+    at_once = min(at_once, _seldom_more(private.sample_rate * expected * private.augmentation_multiplicity))
+    parameters = [local_model.parameters[key] for key in changes]
     groups = PrivateMicrobatches(partial(attached, local_model, loader, changes, private, spec.losses), at_once)
     with full_precision(), groups, dropout_seeded(local_model, secret.seed()):
         for step in range(steps):
@@ -84,7 +88,7 @@ def train_private(
             rows = lots.rows(drawn, private.augmentation_multiplicity, augmented=spec.augment is not None)
             total = groups.sum_of(partial(_step_sum, loader, rows, spec, draw))
             noisy = noisy_mean(total, noises, private.sample_rate * expected)
-            for parameter, gradient in zip(groups.trainer.parameters, noisy, strict=True):
+            for parameter, gradient in zip(parameters, noisy, strict=True):
                 leave_gradient(parameter, gradient)
             objective.add_regularisers()
             if spec.schedule != "constant" or spec.warmup:
@@ -115,10 +119,16 @@ def full_precision() -> Iterator[None]:
         convolutions.allow_tf32, products.allow_tf32 = before
 
 
+def _seldom_more(mean: float) -> int:
+    """As many cases as a step seldom has: larger passes would only be filled up."""
+    return math.ceil(mean + 4 * math.sqrt(mean) + 4)
+
+
 def _step_sum(
     loader: Loader, rows: Rows, spec: Gradient, draw: torch.Generator, trainer: Trainer, size: int
 ) -> list[Tensor]:
-    return clipped_sum(trainer, _batches(loader, list(rows.chunks(size)), spec, draw))
+    groups = list(rows.chunks(max(size, trainer.sizes[-1])))
+    return clipped_sum(trainer, _batches(loader, groups, trainer.sizes, spec, draw))
 
 
 def clipped_sum(trainer: Trainer, batches: Iterator[tuple[Batch, Rows]]) -> list[Tensor]:
@@ -129,24 +139,31 @@ def clipped_sum(trainer: Trainer, batches: Iterator[tuple[Batch, Rows]]) -> list
         if total is None:
             total = part
         else:
-            torch._foreach_add_(total, part)
-    return [torch.zeros_like(parameter) for parameter in trainer.parameters] if total is None else total
+            total = [own.double() for own in total]  # what many groups come to would be rounded by too much
+            for own, more in zip(total, part, strict=True):
+                own.add_(more)
+    if total is None:
+        return [torch.zeros_like(parameter) for parameter in trainer.parameters]
+    return [own.to(parameter.dtype) for own, parameter in zip(total, trainer.parameters, strict=True)]
 
 
 def _batches(
-    loader: Loader, groups: Sequence[Rows], spec: Gradient, draw: torch.Generator
+    loader: Loader, groups: Sequence[Rows], sizes: Sizes, spec: Gradient, draw: torch.Generator
 ) -> Iterator[tuple[Batch, Rows]]:
-    """Batches without images that are not finite: one such pixel would spoil the sum, and thereby tell of itself."""
-    for read, rows in zip(loader.batches([group.indices for group in groups]), groups, strict=True):
+    """Batches filled up to whole passes, without images that are not finite.
+
+    One such pixel would spoil the sum, and thereby tell of itself.
+    """
+    whole = [filled(group.indices, sizes) for group in groups]
+    for read, rows in zip(loader.batches(whole), groups, strict=True):
         batch = read
-        if not (loader.gaps or loader.sound):
-            finite = batch.inputs.isfinite().flatten(1).all(dim=1).nonzero()[:, 0]
-            batch, rows = only(batch, rows, finite)  # noqa: PLW2901
-        if not len(batch.indices):
-            continue
         if spec.augment is not None:
             batch = replace(batch, inputs=augment(batch.inputs, spec.augment, draw))
-        yield batch, rows
+        if not (loader.gaps or loader.sound):
+            finite = batch.inputs[: len(rows.indices)].isfinite().flatten(1).all(dim=1).nonzero()[:, 0]
+            batch, rows = only(batch, rows, finite)  # noqa: PLW2901
+        if len(rows.indices):
+            yield batch, rows
 
 
 def _terms(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> tuple[Private, float, int, int]:

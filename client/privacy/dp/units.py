@@ -23,7 +23,8 @@ class Rows:
     """Cases to work on at once: their positions in the cohort, and for each the number of its unit, below `units`.
 
     `single` says that no unit has two cases here, where that is known before anybody looks; `bound` how many a unit may
-    have, whoever was drawn: what is worked out in one of two ways must not depend on who else is here.
+    have, whoever was drawn: what is worked out in one of two ways must not depend on who else is here. `step` is how
+    many units are in the step of which these are a part, if not all.
     """
 
     indices: Tensor
@@ -31,6 +32,12 @@ class Rows:
     units: int
     single: bool = False
     bound: int | None = None
+    step: int | None = None
+
+    @property
+    def of(self) -> int:
+        """How many units are in the step that these are a part of."""
+        return self.units if self.step is None else self.step
 
     @cached_property
     def alone(self) -> bool:
@@ -54,11 +61,12 @@ class Rows:
         """How many cases a unit may have at most; as many as one has, where no bound is known."""
         return self.most if self.bound is None else self.bound
 
-    def share(self) -> Tensor | None:
-        """What each case counts in its unit's mean, (cases,); None where each is its unit's only one."""
-        if self.alone:
-            return None
-        return (1 / torch.bincount(self.unit, minlength=self.units).clamp(min=1))[self.unit]
+    def weights(self, rows: int) -> Tensor:
+        """What each case counts in its unit's mean, followed by zeros, (rows,)."""
+        weights = torch.zeros(rows)
+        share = 1.0 if self.alone else (1 / torch.bincount(self.unit, minlength=self.units).clamp(min=1))[self.unit]
+        weights[: len(self.unit)] = share
+        return weights
 
     def by_unit(self, by_case: Tensor) -> Tensor:
         """The sums over each unit's cases of what is given case by case, (units, ...)."""
@@ -78,18 +86,21 @@ class Rows:
         while start < self.units:
             stop = max(start + 1, int(np.searchsorted(ends, first + size, side="right")))
             last = int(ends[stop - 1])
-            yield Rows(self.indices[first:last], self.unit[first:last] - start, stop - start, self.single, self.bound)
+            yield Rows(
+                self.indices[first:last], self.unit[first:last] - start, stop - start, self.single, self.bound, self.of
+            )
             start, first = stop, last
 
 
 def only(batch: Batch, rows: Rows, places: Tensor) -> tuple[Batch, Rows]:
-    """Some of a batch's cases; a unit of which none is left has an empty gradient."""
-    if len(places) == len(batch.indices):
+    """Some of a batch's cases; a unit of which none is left has an empty gradient.
+
+    After those of `rows` the batch may go on with others, of which none is left unless all are.
+    """
+    if len(places) == len(rows.indices):
         return batch, rows
     here = places.cpu()
-    targets = {task: target[places] for task, target in batch.targets.items()}
-    kept = Batch(batch.inputs[places], targets, batch.indices[here], batch.known)
-    return kept, Rows(rows.indices[here], rows.unit[here], rows.units, rows.single, rows.bound)
+    return batch.at(places), Rows(rows.indices[here], rows.unit[here], rows.units, rows.single, rows.bound, rows.step)
 
 
 def units_of(indices: Tensor, patients: Sequence[str], unit: str) -> list[list[int]]:

@@ -60,7 +60,7 @@ def predict(
     if recalibrated and turn.stage is not None and not frozen:  # features are kept by the backbone that came
         place.recalibrate(turn.stage)
     loader = place.through_backbone(split) if through else place.loader
-    return predictions(place.local_model, loader, split, passes=passes)
+    return predictions(place.local_model, loader, split, passes=passes, alike=place.alike)
 
 
 def released(

@@ -100,6 +100,6 @@ def _figure(place: Workplace, entries: Arrays) -> float | None:
     """The first task's figure on the validation cases."""
     place.local_model.load(entries)
     task = place.study.tasks[0]
-    sums = counted(place, predictions(place.local_model, place.loader, "val", passes=True))
+    sums = counted(place, predictions(place.local_model, place.loader, "val", passes=True, alike=place.alike))
     value = values_of(sums[task.name]).get(_headline(place.study).name)
     return None if value is None or not np.isfinite(value) else float(value)

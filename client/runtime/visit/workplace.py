@@ -26,8 +26,9 @@ class Workplace:
     """What the steps of a visit share. The local model may be shared with other sites of the same process."""
 
     def __init__(
-        self, study: Study, cohort: Cohort, local_model: LocalModel, folder: Path, *, keep_features: bool
+        self, study: Study, cohort: Cohort, local_model: LocalModel, folder: Path, *, keep_features: bool, noised: bool
     ) -> None:
+        """`noised` says that figures leave with noise, whatever the study asks for."""
         self.study = study
         self.cohort = cohort
         self.local_model = local_model
@@ -37,7 +38,9 @@ class Workplace:
         self.received = ReceivedState(local_model)
         self.used: dict[str, np.ndarray] = {}
         """The entries that the model was last put together from."""
-        self.features = Features(self.loader, folder, study.digest, keep=keep_features)
+        self.alike = noised or any(privacy_request(stage) is not None for stage in study.plan)
+        """Whether what is worked out of one case must not depend on others, not even in its last digit."""
+        self.features = Features(self.loader, folder, study.digest, keep=keep_features, alike=self.alike)
         self._backbone = [key for key, tag in local_model.tags.items() if tag.role is not Role.HEAD]
         self._backbone_digest = LastDigest(local_model.digests)
         self._routings = {stage.name: Routing.of(stage, local_model.tags) for stage in study.plan}

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedgraft.client.training.device.autocast import half_precision, in_halves
+from fedgraft.client.training.model.alike_passes import answers_of, groups, sizes_for
 from fedgraft.client.training.model.errors import Diverged
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
@@ -40,30 +42,44 @@ def summed(local_model: LocalModel, found: Predictions) -> dict[str, TaskSums]:
 
 
 def predictions(
-    local_model: LocalModel, loader: Loader, split: str, *, labelled: bool = True, passes: bool = False
+    local_model: LocalModel,
+    loader: Loader,
+    split: str,
+    *,
+    labelled: bool = True,
+    passes: bool = False,
+    alike: bool = False,
 ) -> Predictions:
     """What the model says of the split's cases, or its labelled ones, in order. Raises Diverged if it is not finite.
 
-    If that `passes`, zeros stand for what is not finite of a case: whether there is such a case does not show.
+    If that `passes`, zeros stand for what is not finite of a case: whether there is such a case does not show. If
+    `alike`, what it says of a case does not depend on the others, not even in its last digit.
     """
-    groups = in_order(loader.labelled(split) if labelled else loader.splits[split], BATCH)
+    indices = loader.labelled(split) if labelled else loader.splits[split]
     more = local_model.more_metrics
     found = {task: [nothing(asked, more)] for task, asked in local_model.tasks.items()}
     local_model.model.eval()
     body = loader.body(local_model.model)
+
+    def answers_to(inputs: Tensor) -> Mapping[str, Tensor]:
+        with half_precision(local_model.device):
+            return in_halves(body, inputs)
+
+    in_passes = [(group, len(group)) for group in in_order(indices, BATCH)]
+    if alike:
+        answers_alone = answers_of(lambda inputs: tuple(answers_to(inputs).values()))
+        in_passes = groups(indices, sizes_for(local_model, loader, body, "answers", answers_alone))
     with torch.inference_mode():
-        for batch in loader.batches(groups):
-            with half_precision(local_model.device):
-                answers = in_halves(body, batch.inputs)
-            for task, scores in answers.items():
-                asked, target = local_model.tasks[task], batch.targets[task].cpu().numpy()
-                given = scores.float().cpu().numpy()
+        for batch, (_, count) in zip(loader.batches([group for group, _ in in_passes]), in_passes, strict=True):
+            for task, scores in answers_to(batch.inputs).items():
+                asked, target = local_model.tasks[task], batch.targets[task][:count].cpu().numpy()
+                given = scores[:count].float().cpu().numpy()
                 finite = np.isfinite(given).reshape(len(given), -1).all(axis=1)
                 if not (passes or finite.all()):
                     raise Diverged
                 given[~finite] = 0
                 if isinstance(asked, Segmentation):
-                    spacings = loader.spacings[batch.indices].numpy()
+                    spacings = loader.spacings[batch.indices[:count]].numpy()
                     found[task].append(of_masks(asked, given, target, (spacings, more)))
                 else:
                     found[task].append(_answered(asked, given, target))

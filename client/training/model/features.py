@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.training.device.autocast import features_in_halves
+from fedgraft.client.training.model.alike_passes import answers_of, groups, sizes_for
 from fedgraft.client.training.model.evaluate import BATCH
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
@@ -45,13 +46,15 @@ def forget_features(state: Path, but: str = "") -> None:
 class Features:
     """One site's features in one study.
 
-    A case's features depend in their last digits on the cases in the same batch. They are always computed in the same
-    batches, those of evaluation, so that it makes no difference to any result whether they were kept, or where.
+    A case's features depend in their last digits on how many are in the same batch. They are always computed in the
+    same batches, so that it makes no difference to any result whether they were kept, or where; and in passes of alike
+    rows if private work is to be done with them.
     """
 
-    def __init__(self, loader: Loader, state: Path, study: str, *, keep: bool = True) -> None:
+    def __init__(self, loader: Loader, state: Path, study: str, *, keep: bool = True, alike: bool = False) -> None:
         """`state` is the site's folder and `study` a digest. Without `keep` they are computed anew for every use."""
         self._feed = loader
+        self._alike = alike
         self._folder = state / _FOLDER / study
         self._keep = keep
         self._key = ""
@@ -105,12 +108,17 @@ class Features:
 
     def _computed(self, local_model: LocalModel, split: str) -> Tensor:
         local_model.model.eval()
-        groups = in_order(self._feed.labelled(split), BATCH)
+        features, indices = local_model.model.features, self._feed.labelled(split)
+        in_passes = [(group, len(group)) for group in in_order(indices, BATCH)]
+        if self._alike:
+            alone = answers_of(lambda inputs: (features_in_halves(features, inputs),))
+            in_passes = groups(indices, sizes_for(local_model, self._feed, local_model.model, "features", alone))
         with torch.no_grad():
-            seen = (
-                features_in_halves(local_model.model.features, batch.inputs) for batch in self._feed.batches(groups)
-            )
-            parts = [features.float() for features in seen]
+            batches = self._feed.batches([group for group, _ in in_passes])
+            parts = [
+                features_in_halves(features, batch.inputs)[:count].float()
+                for batch, (_, count) in zip(batches, in_passes, strict=True)
+            ]
         return torch.cat(parts) if parts else torch.zeros((0, local_model.model.feature_dim), device=local_model.device)
 
     def _digest(self, local_model: LocalModel, split: str) -> bytes:
@@ -121,7 +129,7 @@ class Features:
             "backbone": self._key,
             "cases": self._cases,
             "indices": self._feed.labelled(split).tolist(),
-            "batch": BATCH,
+            "batch": "alike" if self._alike else BATCH,
             "torch": torch.__version__,
             "device": [str(local_model.device), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
         }

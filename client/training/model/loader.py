@@ -71,11 +71,20 @@ class Batch:
         if count == 1:
             return [self]
         pieces = torch.arange(len(self.indices)).tensor_split(min(count, len(self.indices)))
-        return [self._piece(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]
+        return [self.part(slice(int(piece[0]), int(piece[-1]) + 1)) for piece in pieces]
 
-    def _piece(self, first: int, end: int) -> Batch:
-        targets = {task: target[first:end] for task, target in self.targets.items()}
-        return Batch(self.inputs[first:end], targets, self.indices[first:end], self.known)
+    def part(self, here: slice) -> Batch:
+        """The same tensors' rows `here`."""
+        if here.start == 0 and here.stop == len(self.indices):
+            return self
+        targets = {task: target[here] for task, target in self.targets.items()}
+        return Batch(self.inputs[here], targets, self.indices[here], self.known)
+
+    def at(self, places: Tensor) -> Batch:
+        """Copies of the cases at these places of the batch, which may recur."""
+        here, there = places.to(self.inputs.device), places.cpu()
+        targets = {task: target[here] for task, target in self.targets.items()}
+        return Batch(self.inputs[here], targets, self.indices[there], self.known)
 
 
 class Loader:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import numpy as np
 import torch
 
+from fedgraft.client.training.device.alike import Sizes
 from fedgraft.client.training.device.compiled import Compiled
 from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.models.initialise import make_model, make_teacher
@@ -78,6 +79,7 @@ class LocalModel:
         }
         self._loaded: dict[str, np.ndarray] = {}
         self._study = study
+        self._alike: dict[Hashable, Sizes] = {}
         self._teachers: dict[Teacher, TransferModel] = {}
 
     def teacher(self, teacher: Teacher) -> TransferModel:
@@ -99,6 +101,13 @@ class LocalModel:
         """Entries of a teacher of the right shape that knows nothing, as they would come with an instruction."""
         teacher = self._study.teacher_of(stage)
         return {} if teacher is None else state_arrays(make_teacher(self._study, teacher))
+
+    def alike(self, work: Hashable, look: Callable[[], Sizes]) -> Sizes:
+        """Sizes of passes for some kind of work, see `alike_sizes`: as `look` finds them the first time."""
+        key = work, torch.get_num_threads()
+        if key not in self._alike:
+            self._alike[key] = look()
+        return self._alike[key]
 
     def load(self, arrays: Arrays) -> None:
         """Put `arrays` (all entries of the model, right shapes) into the model."""

@@ -3,6 +3,7 @@ small and large models"): what a layer saw and what came back to it give the uni
 
 The very numbers that are summed are those that were measured. A second pass with weighted losses is another
 calculation: models can be made for which its gradients are longer than those whose norms the first pass found.
+The sum is looked at afterwards (`checked_sums`), since single precision can make more of what cancels than was there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from fedgraft.client.privacy.dp.gradients import patch_products
+from fedgraft.client.privacy.dp.gradients import checked_sums, patch_products
 from fedgraft.client.privacy.dp.gradients.hooks import SAMPLERS
 from fedgraft.client.privacy.dp.gradients.lengths import at_least_norms
 from fedgraft.client.privacy.dp.gradients.patches import patches
@@ -26,7 +27,7 @@ from fedgraft.common.base.errors import InputError
 
 _CANCEL = 1000.0
 """A gradient whose parts cancel to less than a thousandth of their lengths' sum counts as this thousandth: of what is
-left then, single precision knows little, neither here nor in the sum."""
+left then, single precision knows little."""
 
 _LOST = 2.0**-126
 """Smaller numbers lose digits in single precision, or are 0 on some devices."""
@@ -47,6 +48,42 @@ class UnitPart(Protocol):
     def weighted_sum(self, factors: Tensor) -> Tensor:
         """The sum over the units of their gradients times `factors` (units,); units of factor 0 are not looked at."""
 
+    def squared_error(self, factors: Tensor, summed: Tensor) -> Tensor:
+        """How far `summed` is from what `weighted_sum` should be, by what is not bounded anyway; its square."""
+
+    def exact_sum(self, factors: Tensor) -> Tensor:
+        """What `weighted_sum` should be, in double precision."""
+
+
+@dataclass(frozen=True)
+class OfCases:
+    """What a pass knows of one parameter's gradients, case by case: they themselves, or what gives them."""
+
+    parameter: Tensor
+    layer: nn.Conv2d | nn.Linear | None
+    """Of gradients that are not made: the layer, whose inputs and what came back to it are in `known`."""
+    known: tuple[Tensor, ...]
+    """Each (cases, ...)."""
+
+    def first(self, cases: int) -> OfCases:
+        """The same of the first `cases`."""
+        return OfCases(self.parameter, self.layer, tuple(own[:cases] for own in self.known))
+
+    @staticmethod
+    def joined(passes: Sequence[OfCases]) -> OfCases:
+        """What several passes know of one parameter, all their cases in a row."""
+        if len(passes) == 1:
+            return passes[0]
+        known = tuple(torch.cat(own) for own in zip(*(one.known for one in passes), strict=True))
+        return OfCases(passes[0].parameter, passes[0].layer, known)
+
+    def of_units(self, rows: Rows) -> UnitPart:
+        """The gradients of the units that the cases belong to."""
+        if self.layer is None:
+            return Kept(self.parameter, rows.by_unit(self.known[0]), rows.of)
+        inputs, backprops = self.known
+        return Factored(self.layer, inputs, backprops, rows)
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -54,6 +91,8 @@ class Kept:
 
     parameter: Tensor
     gradients: Tensor
+    of: int
+    """How many units are in the step."""
 
     def norms(self, clip: float) -> Tensor:  # noqa: ARG002
         """See `at_least_norms`."""
@@ -62,7 +101,15 @@ class Kept:
     def weighted_sum(self, factors: Tensor) -> Tensor:
         """Those of factor 0 are left out."""
         used = _used(factors)
-        return torch.einsum("n,n...->...", factors[used].to(self.gradients), self.gradients[used])
+        return checked_sums.sum_of(factors[used], self.gradients[used], self.of)
+
+    def squared_error(self, factors: Tensor, summed: Tensor) -> Tensor:  # noqa: ARG002
+        """None: there are too few summands, and none is longer than the clip."""
+        return summed.new_zeros((), dtype=torch.float64)
+
+    def exact_sum(self, factors: Tensor) -> Tensor:
+        """See `weighted_sum`."""
+        return self.weighted_sum(factors)
 
 
 @dataclass(frozen=True)
@@ -103,7 +150,23 @@ class Factored:
         if self._kept is not None:
             came = self._came[used] * weights.view(-1, 1, 1, 1)
             return torch.einsum("ngot,ngit->goi", came, self._kept[used]).reshape(self.layer.weight.shape)
-        a, b = self.inputs[used], self.backprops[used]
+        return self._summed(self.inputs[used], self.backprops[used], weights)
+
+    def squared_error(self, factors: Tensor, summed: Tensor) -> Tensor:
+        """See `checked_sums.squared_error`."""
+        by_case = factors[self.rows.unit.to(factors.device)]
+        used = _used(by_case)
+        if not bool(by_case.any()):
+            return by_case.new_zeros(())
+        return checked_sums.squared_error(self.layer, self.inputs[used], self._came[used], by_case[used], summed)
+
+    def exact_sum(self, factors: Tensor) -> Tensor:
+        """Twice to many times as slow."""
+        by_case = factors[self.rows.unit.to(factors.device)].double()
+        used = _used(by_case)
+        return self._summed(self.inputs[used].double(), self.backprops[used].double(), by_case[used])
+
+    def _summed(self, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
         b = b * weights.view(-1, *[1] * (b.ndim - 1))
         if isinstance(self.layer, nn.Linear):
             return b.flatten(0, -2).T @ a.flatten(0, -2)
@@ -157,15 +220,18 @@ class Tape:
             raise InputError(f"A {type(layer).__name__} that is used twice is not known.", fix="Use mode: hooks.")
         self._seen[layer] = inputs[0].detach(), output
 
-    def gradients(self, losses: Tensor, rows: Rows) -> list[UnitPart]:
-        """Those of the sum of `losses` (cases,), by unit, in the parameters' order."""
+    def gradients(self, losses: Tensor, weights: Tensor, cases: int = 1) -> list[OfCases]:
+        """Those of `losses` (cases,) times `weights` (cases,), case by case, in the parameters' order.
+
+        A unit may have so many `cases`: that, and not how many one has, says which gradients are made.
+        """
         seen, self._seen = self._seen, {}
         outputs = [output for _, output in seen.values()]
-        backprops = torch.autograd.grad(losses, outputs, torch.ones_like(losses), allow_unused=True)
-        found: dict[int, UnitPart] = {}
+        backprops = torch.autograd.grad(losses, outputs, weights, allow_unused=True)
+        found: dict[int, OfCases] = {}
         for (layer, (inputs, output)), came in zip(seen.items(), backprops, strict=True):
             backprop = torch.zeros_like(output) if came is None else came
-            for part in _parts(layer, inputs, backprop, rows):
+            for part in _parts(layer, inputs, backprop, cases):
                 found[id(part.parameter)] = part
         return [found[id(parameter)] for parameter in self._parameters]
 
@@ -176,29 +242,27 @@ class Tape:
         self._seen.clear()
 
 
-def _parts(layer: nn.Module, inputs: Tensor, backprops: Tensor, rows: Rows) -> Iterator[UnitPart]:
+def _parts(layer: nn.Module, inputs: Tensor, backprops: Tensor, cases: int) -> Iterator[OfCases]:
     """The gradients of a layer's parameters, as far as these learn."""
     products = isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad
-    if isinstance(layer, nn.Conv2d | nn.Linear) and products and _are_long(layer, inputs, backprops, rows):
-        yield Factored(layer, inputs, backprops, rows)
+    if isinstance(layer, nn.Conv2d | nn.Linear) and products and _are_long(layer, inputs, backprops, cases):
+        yield OfCases(layer.weight, layer, (inputs, backprops))
         if layer.bias is not None and layer.bias.requires_grad:
             sums = _by_group(layer, backprops, layer.bias.numel()).flatten(1, 2).sum(dim=2)
-            yield Kept(layer.bias, rows.by_unit(sums))
+            yield OfCases(layer.bias, None, (sums,))
         return
     for parameter, gradients in SAMPLERS[type(layer)](layer, [inputs], backprops).items():
         if parameter.requires_grad:
-            yield Kept(parameter, rows.by_unit(gradients))
+            yield OfCases(parameter, None, (gradients,))
 
 
-def _are_long(layer: nn.Conv2d | nn.Linear, inputs: Tensor, backprops: Tensor, rows: Rows) -> bool:
+def _are_long(layer: nn.Conv2d | nn.Linear, inputs: Tensor, backprops: Tensor, cases: int) -> bool:
     """Whether the units' gradients are longer than the products from which their norms follow without them."""
     places = backprops[0].numel() // layer.weight.shape[0]
-    if isinstance(layer, nn.Conv2d) and patch_products.beat_gradients(
-        layer, inputs[0, 0].numel(), places, rows.may_have
-    ):
+    if isinstance(layer, nn.Conv2d) and patch_products.beat_gradients(layer, inputs[0, 0].numel(), places, cases):
         return True
     seen, outputs = layer.weight[0].numel(), layer.weight.shape[0] // _groups(layer)
-    return 2 * places * rows.may_have * (seen + outputs) < seen * outputs
+    return 2 * places * cases * (seen + outputs) < seen * outputs
 
 
 def _groups(layer: nn.Conv2d | nn.Linear) -> int:

@@ -9,7 +9,7 @@ _FEW_PLACES = 32
 """For fewer, torch's own function is faster on a CPU; for more, a copy along strides is, by up to two times."""
 
 
-def patches(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
+def patches(layer: nn.Conv2d, inputs: Tensor, groups: int | None = None) -> Tensor:
     """Of a convolution's inputs (cases, channels, height, width): (cases, groups, inputs of an output, places)."""
     assert not isinstance(layer.padding, str)
     (down, across), (far_down, far_across) = layer.stride, layer.dilation
@@ -26,4 +26,4 @@ def patches(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
             (cases, channels, tall, wide, rows, columns),
             (case, channel, far_down * row, far_across * column, down * row, across * column),
         )
-    return seen.reshape(cases, layer.groups, -1, rows * columns)
+    return seen.reshape(cases, groups or layer.groups, -1, rows * columns)

@@ -19,13 +19,11 @@ from fedgraft.common.study.tasks import (
 )
 
 
-def errors(
-    logits: Mapping[str, Tensor], batch: Batch, share: Tensor | None, tasks: Mapping[str, AnyTask] | None = None
-) -> dict[str, Tensor]:
+def errors(logits: Mapping[str, Tensor], batch: Batch, tasks: Mapping[str, AnyTask] | None = None) -> dict[str, Tensor]:
     """By task the loss's slope in each output, (outputs, N), 0 where the label is not known; for classes p - y.
 
-    Times `share` (N,), if cases share a unit. A task that is not among `tasks` asks for classes. Cases are columns,
-    because over a few classes in a row a softmax takes ten times as long.
+    A task that is not among `tasks` asks for classes. Cases are columns, because over a few classes in a row a softmax
+    takes ten times as long.
     """
     found = {}
     for task, answers in logits.items():
@@ -33,7 +31,7 @@ def errors(
         error = _slope(asked, answers.T.contiguous(), batch.targets[task], known=task in batch.known)
         if asked is not None and asked.weight != 1:
             error.mul_(asked.weight)
-        found[task] = error if share is None else error.mul_(share)
+        found[task] = error
     return found
 
 
@@ -56,7 +54,9 @@ def norms(found: Mapping[str, Tensor], lengths: Tensor) -> Tensor:
 
 def gradients(found: Mapping[str, Tensor], features: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """By task the sums over the cases for weight (classes, dim) and bias (classes,)."""
-    return {task: (error @ features, error.sum(dim=1)) for task, error in found.items()}
+    z = features.double()  # of up to a thousand cases, single precision would round the sum by too much
+    sums = {task: (error.double() @ z, error.sum(dim=1, dtype=torch.float64)) for task, error in found.items()}
+    return {task: (weight.to(features), bias.to(features)) for task, (weight, bias) in sums.items()}
 
 
 def by_case(found: Mapping[str, Tensor], features: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -39,19 +39,18 @@ class PrivateLosses:
             return parts[0]
         return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(dim=0)
 
-    def slopes(self, outputs: Outputs, batch: Batch, share: Tensor | None) -> dict[str, Tensor]:
-        """By task the slope in each output, (outputs, N), times `share` (N,) if cases share a unit.
+    def slopes(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """By task the slope in each output, (outputs, N).
 
         In closed form for the supervised loss; of others a pass backwards through the loss alone.
         """
         if self._is_supervised:
-            return private_heads.errors(outputs, batch, share, self._tasks)
+            return private_heads.errors(outputs, batch, self._tasks)
         with torch.enable_grad():
             free = {task: value.detach().requires_grad_() for task, value in outputs.items()}
             losses = self.by_case(free, batch.targets)
             found = torch.autograd.grad(losses.sum(), list(free.values()), allow_unused=True)
-        slopes = {
+        return {
             task: (torch.zeros_like(value) if slope is None else slope).T.contiguous()
             for (task, value), slope in zip(free.items(), found, strict=True)
         }
-        return {task: slope if share is None else slope.mul_(share) for task, slope in slopes.items()}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.client.privacy.dp.gradients.book_keeping import Factored, Tape
-from fedgraft.client.privacy.dp.gradients.trainer import attached, clip_factors
+from fedgraft.client.privacy.dp.gradients.checked_sums import MOST_ERROR
+from fedgraft.client.privacy.dp.gradients.trainer import CHANGE, attached, clip_factors, clipped_sums
 from fedgraft.client.privacy.dp.units import Rows
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
@@ -26,7 +27,9 @@ def clipped(
     """
     rows = Rows(torch.arange(len(inputs)), unit, int(unit.max()) + 1)
     tape = Tape(layer, [layer.weight])
-    (part,) = tape.gradients((layer(inputs) * weights).flatten(1).sum(dim=1), rows)
+    losses = (layer(inputs) * weights).flatten(1).sum(dim=1)
+    (found,) = tape.gradients(losses, torch.ones_like(losses), rows.most)
+    part = found.of_units(rows)
     tape.cleanup()
     factors = clip_factors(part.norms(clip), clip)
     alone = torch.stack([part.weighted_sum(factors * one) for one in torch.eye(rows.units)]).double()
@@ -95,7 +98,8 @@ def test_a_layer_of_which_nothing_comes_back_has_no_gradient() -> None:
     tape = Tape(model, [used.weight, unused.weight])
     x = torch.randn(4, 3)
     unused(x)
-    parts = tape.gradients(used(x).sum(dim=1), Rows(torch.arange(4), torch.arange(4), 4))
+    found = tape.gradients(used(x).sum(dim=1), torch.ones(4))
+    parts = [own.of_units(Rows(torch.arange(4), torch.arange(4), 4)) for own in found]
     tape.cleanup()
     assert float(parts[0].norms(1.0).min()) > 0
     assert parts[1].norms(1.0).tolist() == [0.0] * 4
@@ -157,3 +161,51 @@ def test_how_others_are_clipped_does_not_depend_on_how_many_cases_a_patient_has(
         loader = loader_of(like, inputs, torch.zeros(others + more, dtype=torch.int64))
         found.append(sums(local_model, loader, patients, spec, keys)[0].double())
     assert float((found[1] - found[0]).norm()) / clip < 1.001
+
+
+def summed_of(layer: nn.Conv2d, slopes: Tensor, clip: float, *, checked: bool) -> Tensor:
+    """The clipped sum of units that see ones everywhere, and of whose outputs at each place come back `slopes`."""
+    count, side = len(slopes), int(slopes.shape[1] ** 0.5)
+    inputs = torch.ones(count, layer.in_channels, side + 2, side + 2)
+    weights = slopes.view(count, 1, side, side).expand(count, layer.out_channels, side, side).contiguous()
+    rows, tape = Rows(torch.arange(count), torch.arange(count), count), Tape(layer, [layer.weight])
+    (found,) = tape.gradients((layer(inputs) * weights).flatten(1).sum(dim=1), torch.ones(count))
+    tape.cleanup()
+    part = found.of_units(rows)
+    with torch.no_grad():
+        if checked:
+            (total,) = clipped_sums([part], clip, rows)
+        else:
+            total = part.weighted_sum(clip_factors(part.norms(clip), clip))
+    return total.double() / clip
+
+
+def test_others_whose_places_cancel_do_not_let_one_unit_move_more_than_the_clip() -> None:
+    """The sums of 256 others cancel after much rounding, which all goes another way if one unit stands before them."""
+    layer, places, others = nn.Conv2d(128, 128, 3, bias=False), 64, 256
+    slopes = torch.full((others, places), 0.51 * 2.0**-14)
+    slopes[:, 0], slopes[:, -1] = 511.75, -511.75
+    one = torch.zeros(1, places)
+    one[0, 0] = 1.03
+    clip = 1.03 * layer.weight.numel() ** 0.5
+    moved = {
+        checked: float(
+            (
+                summed_of(layer, torch.cat([one, slopes]), clip, checked=checked)
+                - summed_of(layer, slopes, clip, checked=checked)
+            ).norm()
+        )
+        for checked in (False, True)
+    }
+    assert moved[False] > 1.05, "the attack must work where nothing is done against it"
+    assert moved[True] < CHANGE
+
+
+@pytest.mark.parametrize("places", [81, 144])
+def test_what_cancels_over_many_places_is_not_summed_to_more_than_was_measured(places: int) -> None:
+    layer = nn.Conv2d(256, 256, 3, bias=False)
+    slopes = torch.full((1, places), 0.9 * 2.0**-23, dtype=torch.float64)
+    slopes[0, 0] = 1
+    slopes[0, -1] = -1 - slopes[0, 1:-1].sum() + 0.002
+    clip = float(torch.linalg.vector_norm(torch.full((layer.weight.numel(),), 0.002)))
+    assert float(summed_of(layer, slopes.float(), clip, checked=True).norm()) <= 1 + MOST_ERROR

@@ -44,7 +44,7 @@ def test_squares_that_are_lost_count() -> None:
     row = torch.full((1, NUMBERS), 1e-24)
     assert not row.square().any(), "the attack must work where nothing is done against it"
     assert float(at_least_norms(row)) >= float(true_norms(row)) > 0
-    clipped = clip_and_sum([row], 1e-24)[0].double()
+    clipped = clip_and_sum([row], 1e-24, 1)[0].double()
     assert float(clipped.norm()) <= 1e-24
 
 
@@ -59,7 +59,7 @@ def test_a_unit_that_single_precision_cannot_square_counts_as_none(broken: float
     rows = torch.ones(3, NUMBERS)
     rows[1, 4321] = broken
     assert not bool(at_least_norms(rows)[1] <= 1e20)
-    (total,) = clip_and_sum([rows.clone()], 1.0)
+    (total,) = clip_and_sum([rows.clone()], 1.0, 3)
     assert bool(total.isfinite().all())
     assert float(total.norm()) == pytest.approx(2.0, rel=1e-4)
 

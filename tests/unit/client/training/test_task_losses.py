@@ -114,7 +114,7 @@ def test_closed_form_slopes_are_those_of_autograd(weight: float) -> None:
     outputs = {"signs": of_labels()[0], "size": of_values()[0], "cls": torch.randn(3, 3)}
     targets = {"signs": of_labels()[1], "size": of_values()[1], "cls": torch.tensor([0, -1, 2])}
     tasks = {task.name: task.model_copy(update={"weight": weight}) for task in (LABELS, VALUE, CLASSES)}
-    found = heads.errors(outputs, Batch(torch.zeros(3, 1), targets, torch.arange(3)), None, tasks)
+    found = heads.errors(outputs, Batch(torch.zeros(3, 1), targets, torch.arange(3)), tasks)
     for name, answers in outputs.items():
         answers.requires_grad_(True)
         case_losses(tasks[name], answers, targets[name]).sum().backward()

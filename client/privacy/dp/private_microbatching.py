@@ -23,14 +23,14 @@ class PrivateMicrobatches:
     with all that they hold, and new ones put on.
     """
 
-    def __init__(self, attach: Callable[[], AbstractContextManager[Trainer]], size: int) -> None:
+    def __init__(self, attach: Callable[[int], AbstractContextManager[Trainer]], size: int) -> None:
         self._attach = attach
         self._stack = ExitStack()
+        self._trainer: Trainer | None = None
         self.size = size
         """The most cases in a group, but for a unit that has more."""
 
     def __enter__(self) -> PrivateMicrobatches:
-        self.trainer = self._stack.enter_context(self._attach())
         return self
 
     def __exit__(
@@ -45,14 +45,16 @@ class PrivateMicrobatches:
         """
         while True:
             try:
-                return work(self.trainer, self.size)
+                if self._trainer is None:
+                    self._trainer = self._stack.enter_context(self._attach(self.size))
+                return work(self._trainer, self.size)
             except torch.OutOfMemoryError:
                 if self.size < 2:
                     raise
             # Only here, where the error has let go of what it held, does this free anything.
             self._stack.close()
+            self._trainer = None
             self.size //= 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             _log.warning("out of memory: private steps are worked on in groups of %d", self.size)
-            self.trainer = self._stack.enter_context(self._attach())

@@ -1,0 +1,56 @@
+"""A cohort's cases in passes of alike rows, for work that must hide how many there are; see `device.alike`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedgraft.client.training.device.alike import Sizes, alike_sizes, at_random, filled, passes
+from fedgraft.client.training.model.loader import Batch, Loader
+from fedgraft.client.training.model.local_model import LocalModel
+
+_ROWS, _SIZES = 32, 2
+"""For passes forward alone, of which a site may need few: to find their sizes takes about a hundred cases' time."""
+
+
+def sizes_for(
+    local_model: LocalModel,
+    loader: Loader,
+    body: nn.Module,
+    work: Hashable,
+    found: Callable[[Batch, Tensor], Sequence[Tensor]],
+    at_most: tuple[int, int] = (_ROWS, _SIZES),
+) -> Sizes:
+    """Sizes of passes for this kind of `work` with `body`, looked for once.
+
+    `found(example, inputs)` is what comes of inputs, and `example` one of the loader's cases. `at_most` are the cases
+    that are worked on at once, and the number of sizes. Single rows if there is no case.
+    """
+    every = loader.splits["all"]
+    if not len(every):
+        return (1,)
+    (example,) = loader.batches([every[:1]])
+    shape = tuple(example.inputs.shape[1:])
+
+    def look() -> Sizes:
+        with at_random(body):
+            return alike_sizes(lambda inputs: found(example, inputs), shape, local_model.device, *at_most)
+
+    return local_model.alike((work, loader.seen, shape, at_most), look)
+
+
+def groups(indices: Tensor, sizes: Sizes) -> list[tuple[Tensor, int]]:
+    """`indices` pass by pass, each filled up, and how many of its cases count."""
+    return [(filled(indices[start:end], sizes), end - start) for start, end, _ in passes(len(indices), sizes)]
+
+
+def answers_of(work: Callable[[Tensor], Sequence[Tensor]]) -> Callable[[Batch, Tensor], list[Tensor]]:
+    """For `sizes_for`: what `work` gives for inputs, without gradients."""
+
+    def found(example: Batch, inputs: Tensor) -> list[Tensor]:  # noqa: ARG001
+        with torch.inference_mode():
+            return list(work(inputs))
+
+    return found

@@ -1,0 +1,88 @@
+"""Passes whose rows do not depend on each other: which sizes are found, how cases are parted, what is left of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedgraft.client.training.device.alike import alike_sizes, at_random, filled, passes
+from fedgraft.client.training.model.local_model import LocalModel
+from helpers.work import CPU, MakeStudy, snapshot
+
+
+def sizes(found, most: int, at_most: int = 8) -> tuple[int, ...]:
+    return alike_sizes(lambda inputs: [found(inputs)], (5,), CPU, most, at_most)
+
+
+def test_where_rows_are_independent_all_sizes_will_do() -> None:
+    assert sizes(lambda x: x * 2, 32) == (8, 16, 24, 32)
+    assert sizes(lambda x: x * 2, 100) == (16, 32, 48, 64, 80, 96, 112)
+    assert sizes(lambda x: x * 2, 1024, 2) == (512, 1024)
+    assert sizes(lambda x: x * 2, 5) == (5,)
+    assert sizes(lambda x: x * 2, 1) == (1,)
+
+
+def test_a_size_at_which_a_row_comes_out_otherwise_is_left_out() -> None:
+    def otherwise_in_small_ones(x: Tensor) -> Tensor:
+        return x + (1e-7 if len(x) < 20 else 0.0)
+
+    assert sizes(otherwise_in_small_ones, 32) == (24, 32)
+
+
+@pytest.mark.parametrize(("place", "left"), [(0, (40,)), (3, (40,)), (11, (8, 40))])
+def test_a_size_at_which_a_place_matters_is_passed_by(place: int, left: tuple[int, ...]) -> None:
+    def one_place_differs(x: Tensor) -> Tensor:
+        out = x.clone()
+        out[place : place + 1] *= 1 + (2.0**-20 if len(x) < 40 else 0.0)
+        return out
+
+    assert sizes(one_place_differs, 32) == left
+
+
+def test_single_rows_are_left_where_a_row_always_depends_on_its_place() -> None:
+    assert sizes(lambda x: x + torch.arange(len(x))[:, None], 32) == (1,)
+    assert sizes(lambda x: x / x.norm(), 32) == (1,), "or on the other rows"
+    assert sizes(lambda x: x * float("nan"), 32) == (1,), "or where nothing can be seen"
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 16, 17, 32, 33, 70])
+@pytest.mark.parametrize("of", [(16, 24, 32), (8,), (1,)])
+def test_all_cases_are_in_some_pass_and_passes_are_full(count: int, of: tuple[int, ...]) -> None:
+    found = list(passes(count, of))
+    assert [case for start, end, _ in found for case in range(start, end)] == list(range(count))
+    assert all(size in of and end - start <= size for start, end, size in found)
+    indices = torch.arange(count) + 100
+    whole = filled(indices, of)
+    assert len(whole) == sum(size for _, _, size in found)
+    assert torch.equal(whole[:count], indices)
+    assert set(whole.tolist()) == set(indices.tolist())
+
+
+def test_a_model_is_as_it_was_after_entries_at_random(make_study: MakeStudy) -> None:
+    local_model = LocalModel(make_study(), CPU)
+    local_model.model.train()
+    local_model.model.heads.eval()
+    before = snapshot(local_model)
+    training = {name: part.training for name, part in local_model.model.named_modules()}
+    with at_random(local_model.model):
+        assert any(not (value == before[key]).all() for key, value in snapshot(local_model).items())
+        assert not any(part.training for part in local_model.model.modules())
+    with pytest.raises(KeyError), at_random(local_model.model):
+        raise KeyError
+    assert all((value == before[key]).all() for key, value in snapshot(local_model).items())
+    assert training == {name: part.training for name, part in local_model.model.named_modules()}
+
+
+def test_whoever_makes_a_model_cannot_hide_that_rows_depend_on_each_other() -> None:
+    """With entries of 0 nothing depends on anything; these are not the entries that are looked at."""
+    layer = nn.Linear(5, 3)
+    nn.init.zeros_(layer.weight)
+
+    def leaking(x: Tensor) -> Tensor:
+        return layer(x) * x.mean()
+
+    nn.init.zeros_(layer.bias)
+    assert sizes(leaking, 16) == (8, 16)
+    with at_random(layer):
+        assert sizes(leaking, 16) == (1,)
