@@ -129,7 +129,8 @@ class Factored:
     def norms(self, clip: float) -> Tensor:
         """From |sum_t b_t a_t'|^2 = sum_{t,s} (a_t a_s)(b_t b_s), in float64 since squares of small numbers are 0.
 
-        Infinite where numbers too small for single precision could come to a thousandth of `clip`.
+        More where numbers too small for single precision could come to a thousandth of `clip`, and infinite at twice
+        that: a step between the two would let last digits decide.
         """
         products_a = self._products_seen()
         b = _of_units(self._came.double(), self.rows)
@@ -140,7 +141,7 @@ class Factored:
         inputs, outputs = self.layer.weight[0].numel(), b.shape[2]
         small = math.sqrt(outputs) * long_a.sum(dim=(1, 2)) + math.sqrt(inputs) * long_b.sum(dim=(1, 2))
         norms = torch.maximum(squares.clamp(min=0).sqrt(), parts / _CANCEL)
-        return norms.masked_fill(~(_LOST * small <= clip / 1000), torch.inf)
+        return norms / (2 - _LOST * small / (clip / 1000)).clamp(0, 1)
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
         """What came back times the factors, with what was seen: no unit's gradient is made."""

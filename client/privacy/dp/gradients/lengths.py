@@ -15,7 +15,7 @@ from torch import Tensor
 _BLOCK = 128
 """So many squares are summed in single precision, and blocks in double."""
 _FEW = 2048
-"""Shorter rows are summed in double as they are."""
+"""Shorter rows are summed in double as they are; so are all on a GPU, which turns numbers into double as it reads."""
 _ROUNDED = 1 + (_BLOCK / 2 + 4) * 2.0**-24
 """A sum of n positive numbers, each rounded, is short by a share of at most n 2^-24, and its root by half of that; the
 rest is for the root's own rounding, and for products of these shares."""
@@ -27,7 +27,7 @@ _LOST = 2.0**-62
 def at_least_norms(rows: Tensor) -> Tensor:
     """At least the norm of each row of (rows, numbers), (rows,) in float64; infinite where a square is too large."""
     count = rows.shape[1]
-    if rows.dtype == torch.float64 or count <= _FEW:
+    if rows.dtype == torch.float64 or rows.device.type != "cpu" or count <= _FEW:
         exact: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         return exact
     whole = count - count % _BLOCK

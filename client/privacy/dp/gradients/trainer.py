@@ -100,8 +100,15 @@ small that single precision rounds it by much of itself, and then they are longe
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """What brings each norm down to `max_grad_norm`; 0 for a norm that is above 1e20, or no number."""
-    return torch.where(norms <= _LONGEST, (max_grad_norm / norms).clamp_(max=1.0), 0.0)
+    """What brings each norm down to `max_grad_norm`; less and less above 1e20, and 0 above twice that, or if no number.
+
+    A step from all to nothing at 1e20 would let the last digits of norms, which may depend on others, decide.
+    """
+    return torch.where(norms.isfinite(), (max_grad_norm / norms).clamp_(max=1.0) * _left(norms), 0.0)
+
+
+def _left(lengths: Tensor) -> Tensor:
+    return (2 - lengths / _LONGEST).clamp_(0, 1)
 
 
 def clip_and_sum(gradients: Sequence[Tensor], max_grad_norm: float, of: int) -> list[Tensor]:
@@ -149,8 +156,8 @@ def _of_slopes(trainer: Trainer, found: list[OfCases], batch: Batch, rows: Rows)
     with torch.no_grad():
         if rows.alone:
             lengths = trainer.lengths.index_select(0, rows.indices.to(z.device))
-            norms = heads.norms(errors, lengths).masked_fill_(lengths > _LONGEST, torch.inf)
-            factors = clip_factors(norms, trainer.private.max_grad_norm).to(z)
+            norms = heads.norms(errors, lengths)
+            factors = (clip_factors(norms, trainer.private.max_grad_norm) * _left(lengths).nan_to_num_()).to(z)
             kept = {task: (error * factors).nan_to_num_() for task, error in errors.items()}
             sums = heads.gradients(kept, z)
             return [sums[task][at] for task, at in trainer.places]

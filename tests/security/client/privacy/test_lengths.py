@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedgraft.client.privacy.dp.gradients.lengths import at_least_norms
 from fedgraft.client.privacy.dp.gradients.patches import patches
-from fedgraft.client.privacy.dp.gradients.trainer import clip_and_sum
+from fedgraft.client.privacy.dp.gradients.trainer import clip_and_sum, clip_factors
 
 NUMBERS = 5000
 """Of a row: more than are summed in double as they are, and no whole number of blocks."""
@@ -88,3 +88,19 @@ def test_patches_are_those_that_a_convolution_multiplies(name: str, layout: torc
     outputs = torch.einsum("goi,ngit->ngot", weights, seen).flatten(1, 2)
     assert layer.bias is not None
     assert torch.allclose(outputs + layer.bias[:, None], layer(inputs).flatten(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("numbers", [100, 3 * 128 * 20 + 5, 9 * 512 * 16])
+def test_a_rows_norm_does_not_depend_on_how_many_there_are(numbers: int) -> None:
+    rows = torch.randn(70, numbers, generator=torch.Generator().manual_seed(3))
+    whole = at_least_norms(rows)
+    for count in (1, 2, 3, 7, 10, 11, 16, 33, 69):
+        assert torch.equal(at_least_norms(rows[:count]), whole[:count])
+        assert torch.equal(at_least_norms(rows[-count:]), whole[-count:])
+
+
+def test_factors_have_no_step_that_a_last_digit_could_decide() -> None:
+    norms = 1e20 * torch.tensor([0.5, 1 - 1e-15, 1, 1 + 1e-15, 1.5, 2 - 1e-12, 2, 3, torch.inf, torch.nan]).double()
+    found = clip_factors(norms, 1.0) * norms
+    assert torch.allclose(found[:8], torch.tensor([1, 1, 1, 1, 0.5, 0, 0, 0]).double(), atol=1e-11)
+    assert clip_factors(norms, 1.0)[8:].tolist() == [0, 0]
