@@ -4,6 +4,7 @@ Abadi et al. 2016, "Deep learning with differential privacy", with add/remove ne
 
     g = (sum over sampled units u of clip(mean over images of grad loss(u)) + sigma C z) / (q E),   z ~ N(0, I)
 
+C is the clip, and a little more for what one unit changes by rounding (`trainer.CHANGE`, and the grid of `noise`).
 E is a public number of units, fixed beforehand: divided by the true N, the spread of the noise would tell N exactly.
 What the optimiser makes of g is post-processing. Privacy spent depends on sigma, q and the number of steps alone, which
 all are fixed before the first step. Nothing here uses the study's seed: the coordinator knows it. That goes for dropout

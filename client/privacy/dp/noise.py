@@ -16,7 +16,7 @@ a fingerprint. A step of 2^-24 deviations leaves room between the two: the proba
 2^-23 of itself. Ten million numbers in a thousand steps add less than 1e-3 to a Renyi divergence of order 30 by that
 (d T alpha 2^-46 / 2), and two in ten thousand to the noise by the widening, times the noise multiplier.
 
-What is not covered is how x was made: sums of gradients in single precision have roundings of their own.
+How x was made is another matter: for sums of gradients `trainer.CHANGE` takes the place of C (see `checked_sums`).
 """
 
 from __future__ import annotations
