@@ -106,18 +106,20 @@ def train_private(
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Sums of products in single precision and no less.
+    """Sums of products in single precision and no less, and the same ones every time.
 
     A GPU may round what it multiplies to ten bits (TF32). A sum of such products is not that of the gradients that were
-    measured: where these nearly cancel, it can be longer than the clip.
+    measured: where these nearly cancel, it can be longer than the clip. And it may choose an algorithm by how fast each
+    was just now, or add in the order in which parts are ready.
     """
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = False
+    before = convolutions.allow_tf32, products.allow_tf32, convolutions.benchmark, convolutions.deterministic
+    convolutions.allow_tf32 = products.allow_tf32 = convolutions.benchmark = False
+    convolutions.deterministic = True
     try:
         yield
     finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
+        convolutions.allow_tf32, products.allow_tf32, convolutions.benchmark, convolutions.deterministic = before
 
 
 def _seldom_more(mean: float) -> int:
@@ -128,7 +130,7 @@ def _seldom_more(mean: float) -> int:
 def _step_sum(
     loader: Loader, rows: Rows, spec: Gradient, draw: torch.Generator, trainer: Trainer, size: int
 ) -> list[Tensor]:
-    groups = list(rows.chunks(max(size, trainer.sizes[-1])))
+    groups = list(rows.chunks(trainer.sizes if size <= trainer.sizes[-1] else (size,)))
     return clipped_sum(trainer, _batches(loader, groups, trainer.sizes, spec, draw))
 
 

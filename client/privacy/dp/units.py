@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgraft.client.privacy.dp import secret
+from fedgraft.client.training.device.alike import Sizes, fitting
 from fedgraft.client.training.model.loader import Batch
 
 Places = NDArray[np.int64]
@@ -75,15 +76,16 @@ class Rows:
         empty = by_case.new_zeros((self.units, *by_case.shape[1:]))
         return empty.index_add_(0, self.unit.to(by_case.device), by_case)
 
-    def chunks(self, size: int) -> Iterator[Rows]:
-        """Whole units in groups of at most `size` cases, or one unit with more; none if there are no units."""
-        if len(self.indices) <= size:
+    def chunks(self, sizes: Sizes) -> Iterator[Rows]:
+        """Whole units in groups of at most such `sizes` in cases, or one unit with more; none if there are no units."""
+        if len(self.indices) <= sizes[-1]:
             if self.units:
                 yield self
             return
         ends = torch.bincount(self.unit, minlength=self.units).cumsum(0).numpy()
         start = first = 0
         while start < self.units:
+            size = fitting(len(self.indices) - first, sizes)
             stop = max(start + 1, int(np.searchsorted(ends, first + size, side="right")))
             last = int(ends[stop - 1])
             yield Rows(

@@ -16,9 +16,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-_STEP = 8
-_MORE = 4
+_STEP = 4
+_MORE = 8
 """So many steps beyond what was asked for are tried."""
+_ENOUGH = 32
+"""At least about so many rows are looked at: a few may come out alike by chance."""
 
 Sizes = tuple[int, ...]
 """Numbers of rows at which passes come out alike, rising."""
@@ -31,25 +33,35 @@ def alike_sizes(
     most: int,
     sizes: int,
 ) -> Sizes:
-    """At most so many `sizes`, up to the first from `most` at which no row depends on where it stands.
+    """At most so many `sizes`, from half of the last up to it: the first from `most` at which no row depends on others.
 
-    These are multiples of 8, or `most` itself if that is less.
+    These are multiples of 4, or `most` itself if that is less.
 
     `found(inputs)` is what comes of inputs (cases, *shape), each (cases, ...). Single rows are what is left where
     nothing is alike, and for whoever asks for no more: there is only one way to stand alone.
     """
     if most <= 1:
         return (1,)
-    step = min(most, _STEP * -(-most // (_STEP * sizes)))
+    step = min(most, _STEP * -(-most // (_STEP * 2 * (sizes - 1))))
     first = step * -(-most // step)
-    inputs = _inputs(shape, 2 * (first + _MORE * _STEP), device)
     for more in range(_MORE + 1):
         largest = first + more * _STEP - (first % _STEP if more else 0)
-        rows, every = found(_laid_out(inputs[:largest])), torch.arange(largest)
-        if all(_alike(rows, found(_laid_out(inputs[order])), order) for order in _other_orders(largest)):
-            smaller = range(step, largest, step)
-            return (*[n for n in smaller if _alike(rows, found(_laid_out(inputs[:n])), every[:n])], largest)
+        inputs = _inputs(shape, 2 * max(largest, _ENOUGH), device)
+        several = (inputs[at : at + 2 * largest] for at in range(0, len(inputs) - 2 * largest + 1, 2 * largest))
+        alike = [_alike_at(found, own, step) for own in several]
+        if all(largest in own for own in alike):
+            return tuple(sorted(set.intersection(*alike)))
     return (1,)
+
+
+def _alike_at(found: Callable[[Tensor], Sequence[Tensor]], inputs: Tensor, step: int) -> set[int]:
+    """Sizes at which these inputs come out alike, up to half their number; none if not at that."""
+    largest = len(inputs) // 2
+    rows, every = found(_laid_out(inputs[:largest])), torch.arange(largest)
+    if not all(_alike(rows, found(_laid_out(inputs[order])), order) for order in _other_orders(largest)):
+        return set()
+    smaller = range(step * -(-largest // (2 * step)), largest, step)
+    return {largest, *(n for n in smaller if _alike(rows, found(_laid_out(inputs[:n])), every[:n]))}
 
 
 def _other_orders(count: int) -> Iterator[Tensor]:
@@ -82,9 +94,18 @@ def _laid_out(inputs: Tensor) -> Tensor:
 
 def passes(count: int, sizes: Sizes) -> Iterator[tuple[int, int, int]]:
     """Where each pass over `count` cases begins and ends, and how many rows it has: fewer cases are filled up."""
-    for start in range(0, count, sizes[-1]):
-        end = min(start + sizes[-1], count)
-        yield start, end, next(size for size in sizes if size >= end - start)
+    start = 0
+    while start < count:
+        size = fitting(count - start, sizes)
+        end = min(start + size, count)
+        yield start, end, size
+        start = end
+
+
+def fitting(count: int, sizes: Sizes) -> int:
+    """The size of the next pass for so many cases, so that all of them need few passes with little to fill up."""
+    left = -(-count // sizes[-1])
+    return next(size for size in sizes if size * left >= count)
 
 
 def filled(indices: Tensor, sizes: Sizes) -> Tensor:

@@ -4,8 +4,8 @@ Each unit's norm is exact (`book_keeping`), but the sum over units and places is
 be made so that what should cancel there leaves more than the clip: of one unit's own places, or of all others', which
 then sum otherwise when one unit more is there. How far S is from the true sum of b_t a_t' shows in random directions r,
 in double precision and without any product of b and a (Freivalds 1977, "Probabilistic machines can use less running
-time"): |S r - sum_t b_t (a_t r)|^2 is |S - true|^2 on average. The directions are drawn from the site's secret, so that
-nobody can make a sum that is wrong everywhere else.
+time"): |S r - sum_t b_t (a_t r)|^2 is |S - true|^2 on average. The directions are the site's secret, so that nobody can
+make a sum that is wrong everywhere else.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def squared_error(
     groups = came.shape[1]
     weights = summed.double().reshape(groups, came.shape[2], -1)
     if isinstance(layer, nn.Linear):
-        direction = _drawn(layer.in_features, _DIRECTIONS, summed)
+        direction = _drawn(layer.in_features, summed)
         seen = inputs.double().reshape(len(inputs), came.shape[3], layer.in_features) @ direction
         seen, wanted = seen[:, None], weights @ direction
     else:
         channels, kernel = layer.in_channels // groups, layer.kernel_size[0] * layer.kernel_size[1]
         # A product of two random directions, of channels and of a kernel's places: channels are summed first, so that
         # no patch of all channels is made.
-        across, within = _drawn(channels, _DIRECTIONS, summed), _drawn(kernel, _DIRECTIONS, summed)
+        across, within = _drawn(channels, summed), _drawn(kernel, summed)
         wanted = weights @ (across[:, None] * within).flatten(0, 1)
         pixels = inputs.double().reshape(len(inputs), groups, channels, -1)
         mixed = (across.T @ pixels).reshape(len(inputs), groups * _DIRECTIONS, *inputs.shape[2:])
@@ -68,9 +68,9 @@ def squared_error(
     return (wanted - true).square().sum() / _DIRECTIONS
 
 
-def _drawn(numbers: int, directions: int, like: Tensor) -> Tensor:
-    drawn = secret.normal(numbers * directions).reshape(numbers, directions)
-    return torch.from_numpy(drawn).to(like.device)
+def _drawn(numbers: int, like: Tensor) -> Tensor:
+    draw = torch.Generator().manual_seed(secret.seed())
+    return torch.randn((numbers, _DIRECTIONS), generator=draw, dtype=torch.float64).to(like.device)
 
 
 def _places(layer: nn.Conv2d, mixed: Tensor, groups: int) -> Tensor:
