@@ -65,11 +65,10 @@ def _alike_at(found: Callable[[Tensor], Sequence[Tensor]], inputs: Tensor, step:
 
 
 def _other_orders(count: int) -> Iterator[Tensor]:
-    """Every row at another place, far away and then beside its own; and others in place of every second one."""
+    """Every row far away from its place; and beside it, with others in place of every second one."""
     every = torch.arange(count)
     yield every.flip(0)
-    yield every.roll(1)
-    yield torch.where(every % 2 == 0, every, every + count)
+    yield torch.where(every % 2 == 0, every, every + count).roll(1)
 
 
 def _alike(rows: Sequence[Tensor], others: Sequence[Tensor], order: Tensor) -> bool:
