@@ -35,7 +35,7 @@ from fedgraft.client.privacy.dp.units import (
     units_of,
 )
 from fedgraft.client.training.augment import augment
-from fedgraft.client.training.device.alike import Sizes, filled
+from fedgraft.client.training.device.alike import SPARE, Sizes, filled
 from fedgraft.client.training.gradient import dropout_seeded, optimiser_for
 from fedgraft.client.training.losses.base import RoundContext, Visit
 from fedgraft.client.training.losses.objective import Objective
@@ -72,7 +72,7 @@ def train_private(
     objective = Objective(Visit(local_model, spec, changes, round_context, loader))
     units = units_of(loader.labelled("train"), patients, private.unit)
     most = private.max_grad_norm * CHANGE
-    lots, noises = Lots(units), Noises(noise_multiplier * most, steps, most)
+    lots, noises = Lots(units, single=private.unit == "image"), Noises(noise_multiplier * most, steps, most)
     local_model.model.freeze(changes, fixed_norm_stats=True)
     local_model.model.train()
     _refuse_moving_statistics(local_model.model)
@@ -130,7 +130,7 @@ def _seldom_more(mean: float) -> int:
 def _step_sum(
     loader: Loader, rows: Rows, spec: Gradient, draw: torch.Generator, trainer: Trainer, size: int
 ) -> list[Tensor]:
-    groups = list(rows.chunks(trainer.sizes if size <= trainer.sizes[-1] else (size,)))
+    groups = list(rows.chunks((size + SPARE,) if trainer.sizes == (1,) else trainer.sizes))
     return clipped_sum(trainer, _batches(loader, groups, trainer.sizes, spec, draw))
 
 

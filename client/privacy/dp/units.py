@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgraft.client.privacy.dp import secret
-from fedgraft.client.training.device.alike import Sizes, fitting
+from fedgraft.client.training.device.alike import Sizes, fitting, room
 from fedgraft.client.training.model.loader import Batch
 
 Places = NDArray[np.int64]
@@ -77,15 +77,15 @@ class Rows:
         return empty.index_add_(0, self.unit.to(by_case.device), by_case)
 
     def chunks(self, sizes: Sizes) -> Iterator[Rows]:
-        """Whole units in groups of at most such `sizes` in cases, or one unit with more; none if there are no units."""
-        if len(self.indices) <= sizes[-1]:
+        """Whole units in groups that fit into such passes, or one unit that does not; none if there are no units."""
+        if len(self.indices) <= room(sizes[-1]):
             if self.units:
                 yield self
             return
         ends = torch.bincount(self.unit, minlength=self.units).cumsum(0).numpy()
         start = first = 0
         while start < self.units:
-            size = fitting(len(self.indices) - first, sizes)
+            size = room(fitting(len(self.indices) - first, sizes))
             stop = max(start + 1, int(np.searchsorted(ends, first + size, side="right")))
             last = int(ends[stop - 1])
             yield Rows(
@@ -123,7 +123,9 @@ def draw_units(count: int, sample_rate: float) -> Places:
 class Lots:
     """Makes the rows of a step from the units that were drawn for it."""
 
-    def __init__(self, units: Sequence[Sequence[int]]) -> None:
+    def __init__(self, units: Sequence[Sequence[int]], *, single: bool = False) -> None:
+        """`single` says that units are images, whoever is there."""
+        self._single = single
         self._cases: Places = np.array(list(chain.from_iterable(units)), dtype=np.int64)
         self._sizes: Places = np.array(list(map(len, units)), dtype=np.int64)
         self._starts: Places = np.cumsum(self._sizes) - self._sizes
@@ -138,7 +140,8 @@ class Lots:
         else:
             places, unit = self._some(chosen, augmentation_multiplicity, augmented=augmented)
         indices, units = torch.from_numpy(self._cases[places]), torch.from_numpy(unit)
-        return Rows(indices, units, len(chosen), single, augmentation_multiplicity)
+        bound = 1 if self._single and not augmented else augmentation_multiplicity
+        return Rows(indices, units, len(chosen), single, bound)
 
     def _some(self, chosen: Places, augmentation_multiplicity: int, *, augmented: bool) -> tuple[Places, Places]:
         """Places in `_cases`, and for each the number of its unit among those `chosen`."""

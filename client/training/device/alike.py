@@ -5,6 +5,10 @@ number of rows: MKL sums 10 rows in another order than 11. With entries that can
 it into another answer for every case; then one patient more changes what all others count for, and no bound on what
 one patient changes holds. So work that must hide a patient goes by numbers of rows at which all rows were seen to come
 out alike, to the bit, on this machine; what is missing is filled up with cases that are there, and left out afterwards.
+
+At the end of an array, where fewer numbers are left than the processor takes at once, functions such as exp come from
+other code than before, and may differ in a digit: too seldom to be seen for sure. There are always `SPARE` cases that
+do not count, and losses, which have few numbers for each case, are worked out of as many as leave no such end.
 """
 
 from __future__ import annotations
@@ -16,6 +20,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+SPARE = 4
+"""Cases at the end of a pass that do not count: what is left at the end of an array is theirs, if it has 8 numbers for
+each case or more."""
+_AT_ONCE = 32
+"""As many numbers as are taken at once, at most: two registers of 512 bits."""
 _STEP = 4
 _MORE = 8
 """So many steps beyond what was asked for are tried."""
@@ -33,34 +42,31 @@ def alike_sizes(
     most: int,
     sizes: int,
 ) -> Sizes:
-    """At most so many `sizes`, from half of the last up to it: the first from `most` at which no row depends on others.
-
-    These are multiples of 4, or `most` itself if that is less.
+    """At most so many `sizes`, from about half of the last up to it, which has room for `most` cases or a few more.
 
     `found(inputs)` is what comes of inputs (cases, *shape), each (cases, ...). Single rows are what is left where
     nothing is alike, and for whoever asks for no more: there is only one way to stand alone.
     """
     if most <= 1:
         return (1,)
-    step = min(most, _STEP * -(-most // (_STEP * 2 * (sizes - 1))))
-    first = step * -(-most // step)
-    for more in range(_MORE + 1):
-        largest = first + more * _STEP - (first % _STEP if more else 0)
+    first = _STEP * -(-(most + SPARE) // _STEP)
+    step = _STEP * -(-first // (_STEP * 2 * (sizes - 1)))
+    for largest in range(first, first + _MORE * _STEP + 1, _STEP):
         inputs = _inputs(shape, 2 * max(largest, _ENOUGH), device)
         several = (inputs[at : at + 2 * largest] for at in range(0, len(inputs) - 2 * largest + 1, 2 * largest))
-        alike = [_alike_at(found, own, step) for own in several]
+        smaller = range(largest - step, SPARE, -step)[: sizes - 1]
+        alike = [_alike_at(found, own, smaller) for own in several]
         if all(largest in own for own in alike):
             return tuple(sorted(set.intersection(*alike)))
     return (1,)
 
 
-def _alike_at(found: Callable[[Tensor], Sequence[Tensor]], inputs: Tensor, step: int) -> set[int]:
-    """Sizes at which these inputs come out alike, up to half their number; none if not at that."""
+def _alike_at(found: Callable[[Tensor], Sequence[Tensor]], inputs: Tensor, smaller: Sequence[int]) -> set[int]:
+    """Sizes at which these inputs come out alike: half their number, and `smaller` ones; none if not at that."""
     largest = len(inputs) // 2
     rows, every = found(_laid_out(inputs[:largest])), torch.arange(largest)
     if not all(_alike(rows, found(_laid_out(inputs[order])), order) for order in _other_orders(largest)):
         return set()
-    smaller = range(step * -(-largest // (2 * step)), largest, step)
     return {largest, *(n for n in smaller if _alike(rows, found(_laid_out(inputs[:n])), every[:n]))}
 
 
@@ -72,8 +78,9 @@ def _other_orders(count: int) -> Iterator[Tensor]:
 
 
 def _alike(rows: Sequence[Tensor], others: Sequence[Tensor], order: Tensor) -> bool:
-    """Whether `others`, as far as they are among the rows, are these in this order, to the bit."""
-    known = order < len(rows[0])
+    """Whether `others`, as far as they are among the rows, are these in this order, to the bit; but for spare ones."""
+    known = order < len(rows[0]) - SPARE
+    known[-SPARE:] = False
     return all(
         torch.equal(own[order[known].to(own.device)], other[known.to(own.device)])
         for own, other in zip(rows, others, strict=True)
@@ -96,15 +103,26 @@ def passes(count: int, sizes: Sizes) -> Iterator[tuple[int, int, int]]:
     start = 0
     while start < count:
         size = fitting(count - start, sizes)
-        end = min(start + size, count)
+        end = min(start + room(size), count)
         yield start, end, size
         start = end
 
 
 def fitting(count: int, sizes: Sizes) -> int:
     """The size of the next pass for so many cases, so that all of them need few passes with little to fill up."""
-    left = -(-count // sizes[-1])
-    return next(size for size in sizes if size * left >= count)
+    left = -(-count // room(sizes[-1]))
+    return next(size for size in sizes if room(size) * left >= count)
+
+
+def room(size: int) -> int:
+    """How many cases of a pass of this size count."""
+    return size if size == 1 else size - SPARE
+
+
+def without_an_end(rows: Tensor) -> Tensor:
+    """The rows, and then the first one again until there are as many as leave no end, without a gradient."""
+    missing = -len(rows) % _AT_ONCE
+    return torch.cat([rows, rows[:1].detach().expand(missing, *rows.shape[1:])]) if missing else rows
 
 
 def filled(indices: Tensor, sizes: Sizes) -> Tensor:

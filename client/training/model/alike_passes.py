@@ -26,7 +26,7 @@ def sizes_for(
     """Sizes of passes for this kind of `work` with `body`, looked for once.
 
     `found(example, inputs)` is what comes of inputs, and `example` one of the loader's cases. `at_most` are the cases
-    that are worked on at once, and the number of sizes. Single rows if there is no case.
+    that are worked on at once, to which spare ones come, and the number of sizes. Single rows if there is no case.
     """
     every = loader.splits["all"]
     if not len(every):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fedgraft.client.privacy.dp.gradients import private_heads
+from fedgraft.client.training.device.alike import without_an_end
 from fedgraft.client.training.losses.plugged import Plugged
 from fedgraft.client.training.model.loader import Batch
 from fedgraft.client.training.model.local_model import LocalModel
@@ -33,11 +35,14 @@ class PrivateLosses:
 
     def by_case(self, outputs: Outputs, targets: Outputs) -> Tensor:
         """Each case's loss, (N,)."""
+        count = len(next(iter(outputs.values())))
+        outputs, targets = _without_an_end(outputs), _without_an_end(targets)
         parts = [part(outputs, targets) for _, part in self._parts]
         weights = [weight for weight, _ in self._parts]
         if weights == [1]:
-            return parts[0]
-        return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(dim=0)
+            return parts[0][:count]
+        weighted = [weight * part for weight, part in zip(weights, parts, strict=True)]
+        return torch.stack(weighted).sum(dim=0)[:count]
 
     def slopes(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """By task the slope in each output, (outputs, N).
@@ -45,12 +50,18 @@ class PrivateLosses:
         In closed form for the supervised loss; of others a pass backwards through the loss alone.
         """
         if self._is_supervised:
-            return private_heads.errors(outputs, batch, self._tasks)
+            count, whole = len(batch.inputs), replace(batch, targets=_without_an_end(batch.targets))
+            found = private_heads.errors(_without_an_end(outputs), whole, self._tasks)
+            return {task: slope[:, :count] for task, slope in found.items()}
         with torch.enable_grad():
             free = {task: value.detach().requires_grad_() for task, value in outputs.items()}
             losses = self.by_case(free, batch.targets)
-            found = torch.autograd.grad(losses.sum(), list(free.values()), allow_unused=True)
+            gradients = torch.autograd.grad(losses.sum(), list(free.values()), allow_unused=True)
         return {
             task: (torch.zeros_like(value) if slope is None else slope).T.contiguous()
-            for (task, value), slope in zip(free.items(), found, strict=True)
+            for (task, value), slope in zip(free.items(), gradients, strict=True)
         }
+
+
+def _without_an_end(of_cases: Outputs) -> dict[str, Tensor]:
+    return {task: without_an_end(own) for task, own in of_cases.items()}

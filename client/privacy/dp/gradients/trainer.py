@@ -34,7 +34,7 @@ from fedgraft.common.study.stages.training import Private
 
 _log = logging.getLogger("fedgraft.site")
 
-_AT_ONCE, _SIZES = 32, 5
+_AT_ONCE, _SIZES = 32, 6
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _of_slopes(trainer: Trainer, found: list[OfCases], batch: Batch, rows: Rows)
     errors = {task: own.known[0].T for task, own in zip(tasks, found, strict=True)}
     assert trainer.lengths is not None
     with torch.no_grad():
-        if rows.alone:
+        if rows.may_have == 1:  # and not if each has one here: the two ways leave out other units
             lengths = trainer.lengths.index_select(0, rows.indices.to(z.device))
             norms = heads.norms(errors, lengths)
             factors = (clip_factors(norms, trainer.private.max_grad_norm) * _left(lengths).nan_to_num_()).to(z)

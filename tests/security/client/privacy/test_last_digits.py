@@ -149,3 +149,24 @@ def test_passes_of_alike_rows_say_what_plain_ones_say(make_study: MakeStudy) -> 
     of_all = [Features(loader, Path(), "", keep=False, alike=how) for how in (False, True)]
     rows = [own.loader(local_model, "its", "train")._inputs[loader.labelled("train")] for own in of_all]
     assert torch.allclose(*rows, atol=1e-5)
+
+
+@pytest.mark.parametrize("bound", [1, 2])
+def test_a_patient_with_two_images_does_not_change_how_others_are_clipped(make_study: MakeStudy, bound: int) -> None:
+    """Heads on features have a closed form where each patient has one case; it leaves out others than the long way."""
+    local_model, count = LocalModel(make_study(input=TABLE, model={"backbone": "table_mlp", "weights": None}), CPU), 60
+    entries = local_model.parameters
+    with torch.no_grad():
+        for entry in entries.values():
+            entry.zero_()
+        entries["backbone.layers.0.bias"].fill_(1)
+        entries["backbone.layers.2.bias"].fill_(1e25)
+        entries["heads.cls.bias"].copy_(torch.tensor([40.0, 0.0, 0.0]))
+    heads = [key for key, tag in local_model.tags.items() if tag.task]
+    spec = quiet(batch_size=32, expected_units=60, unit="patient", augmentation_multiplicity=bound)
+    found = []
+    for more in (0, 1, 2):
+        loader = of_cases(local_model, make_study, count + more)
+        seen = Features(loader, Path(), "", keep=False, alike=True).loader(local_model, "its", "train")
+        found.append(sums(local_model, seen, [*ids(count), *["one more"] * more], spec, heads)[0])
+    assert max(float((own - found[0]).norm()) for own in found) < CHANGE

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook, register_module_full_backward_pre_hook
 
+from fedgraft.client.training.device.alike import SPARE
 from helpers.dp import MakeModel, private_work, quiet, sums, trainable
 from helpers.work import NOW, snapshot
 
@@ -50,7 +51,7 @@ def test_a_small_gpu_gives_the_sums_of_a_large_one(attack_target: MakeModel, mod
     local_model, loader = attack_target()
     spec = quiet(steps=3, max_grad_norm=0.5, mode=mode, batch_size=16)
     wanted = sums(local_model, loader, ALONE, spec)
-    gpu = Gpu(5)
+    gpu = Gpu(5 + SPARE)
     with gpu.of(way), caplog.at_level(logging.WARNING):
         got = sums(local_model, loader, ALONE, spec)
     assert gpu.failed == 2, "16 and 8 cases are too many, 4 are not, and the next steps know"
