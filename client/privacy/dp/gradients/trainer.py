@@ -65,7 +65,10 @@ class Trainer:
         known, first = [], 0
         for start, end, size in passes(count, self.sizes):
             here = slice(first, first + size)
-            found = way.of_pass(self, whole.part(here), weights[here], rows.may_have)
+            piece = whole.part(here)
+            if piece is not whole:  # sums also depend on where in memory numbers begin
+                piece = replace(piece, inputs=piece.inputs.clone())
+            found = way.of_pass(self, piece, weights[here], rows.may_have)
             known.append([own.first(end - start) for own in found])
             first += size
         return way.summed(self, [OfCases.joined(own) for own in zip(*known, strict=True)], whole, rows)
