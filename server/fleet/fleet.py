@@ -134,11 +134,15 @@ class GridFleet:
                 self._nodes[name] = node
         return dict(sorted(answers.items()))
 
-    def ask(self, hello: Hello, patience_s: float = _GREET_S) -> Mapping[str, SiteAnswer | Refusal]:
+    def ask(
+        self, hello: Hello, patience_s: float = _GREET_S, *, there: Collection[str] = ()
+    ) -> Mapping[str, SiteAnswer | Refusal]:
         """Ask every site that is there what it could supply for a study; what each answered, by its name.
 
-        A site that should be there, and is not, is unreachable. RunError if two call themselves the same.
+        A site that should be there, and is not, is unreachable; those that were `there` a moment ago are waited for as
+        a round does. RunError if two call themselves the same.
         """
+        self.wait_for(there, len(there), patiently=False)
         names = self._presence.online() if self._presence is not None else None
         present = list(self._grid.get_node_ids() if names is None else names)
         away = self._expected - set((names or {}).values())

@@ -63,9 +63,7 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
     out = out.resolve()
     RunFolder(out).demand_deployment()
     RunFolder(out).demand_free(_ENDING_S)
-    # Who joined the consortium after the run was begun may come, and is not waited for; who was shut out is not either.
-    sites = set(RunFolder(out).sites()) & set(home.admitted().values())
-    _wait_for_sites(home, sites, wait, say)
+    _wait_for_sites(home, RunFolder(out), wait, say)
     with private_folder(out):
         return _carried_out(home, out, wait, say)
 
@@ -73,8 +71,7 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
 def ask_sites(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> SupplyAgreement:
     """Ask the sites of the run that was set up in `out` what they could supply. RunError if that fails."""
     out = out.resolve()
-    sites = set(RunFolder(out).sites()) & set(home.admitted().values())
-    _wait_for_sites(home, sites, wait, say)
+    _wait_for_sites(home, RunFolder(out), wait, say)
     with private_folder(out):
         number = _start(home, out, wait, asks=True)
         state, details = _follow(home, number, RunFolder(out), wait)
@@ -109,16 +106,23 @@ def _carried_out(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], N
             time.sleep(_PAUSE_S * 2 ** (tries - 2))
 
 
-def _wait_for_sites(home: ServerHome, sites: Collection[str], wait: Wait, say: Callable[[str], None]) -> None:
+def _wait_for_sites(home: ServerHome, run: RunFolder, wait: Wait, say: Callable[[str], None]) -> None:
+    """Wait for as many as are wanted, and note in the run's folder who they are: its process waits for them as well.
+
+    That begins a while later, and once more after a kill.
+    """
+    # Who joined the consortium after the run was begun may come, and is not waited for; who was shut out is not either.
+    sites = set(run.sites()) & set(home.admitted().values())
     wanted = len(sites) if wait.sites is None else wait.sites
     ends, told = time.monotonic() + wait.seconds, -1
     while True:
         with RunControl(home) as control:
             there = {node.name for node in control.nodes() if node.online}
-        online = len(there if wait.sites is not None else there & set(sites))
+        online = len(there if wait.sites is not None else there & sites)
         if online >= wanted:
+            run.found_there(there & sites)
             return
-        away = ", ".join(sorted(set(sites) - there))
+        away = ", ".join(sorted(sites - there))
         if time.monotonic() > ends:
             fix = "See `fedgraft server sites`, or ask for fewer with --sites."
             raise RunError(f"{online} of {wanted} sites are online; not: {away}.", fix=fix)

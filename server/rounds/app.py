@@ -80,7 +80,7 @@ def _ask(grid: Grid, folder: RunFolder, presence: Presence | None = None) -> Non
 
         intake = partial(WalledIntake, grid, room_for({}), Bodies.of_environment(), _bell())
         fleet = GridFleet(grid, presence=presence, intake=intake, expected=folder.sites())
-    found = fleet.ask(Hello(study.to_json()))
+    found = fleet.ask(Hello(study.to_json()), there=folder.had())
     folder.pin(SupplyAgreement.of(study, found, datetime.now(UTC).isoformat(timespec="seconds")))
 
 

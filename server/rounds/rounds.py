@@ -36,7 +36,7 @@ from fedgraft.server.rounds.outcome import RunOutcome, Totals
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.rounds.stopping import averaged, best, stopped, undecided
 from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
-from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.server.runs.run_folder import JOINED, RunFolder
 
 
 class Coordinator:
@@ -92,8 +92,8 @@ class Coordinator:
 
     def _greet(self) -> None:
         started = time.monotonic()
-        self._outages.reunited(self._folder.greeted(), all_of_them=self._study.secure_aggregation)
         self._folder.event("greeting")
+        self._outages.reunited(self._folder.had(), all_of_them=self._study.secure_aggregation)
         self._welcome()
         self._spend("prepare", started)
         self._folder.event("greeted", sites=list(self._greetings), absent=self._absent)
@@ -108,6 +108,7 @@ class Coordinator:
 
     def _welcome(self) -> None:
         """Take in sites that are there and have not greeted yet: at the start, and those that come later."""
+        before = set(self._greetings)
         for site, answer in self._fleet.greet(self._hello).items():
             code = greeting_fault(answer, self._study) if isinstance(answer, Greeting) else answer.code
             if code is not None:
@@ -116,6 +117,8 @@ class Coordinator:
                 self._greetings[site] = answer
                 self._absent.pop(site, None)
                 self._others.pop(site, None)
+        if self._first and (joined := sorted(self._greetings.keys() - before)):
+            self._folder.event(JOINED, sites=joined)
 
     def _stays_out(self, site: str, code: Code) -> None:
         (self._absent if self._fleet.expects(site) else self._others)[site] = code

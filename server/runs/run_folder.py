@@ -28,6 +28,9 @@ NOTICE = "notice"
 WAITING = "waiting"
 """The event of a round that is repeated once some sites are back."""
 
+JOINED = "joined"
+"""The event of a site that takes part from now on, though it was not there when the run began."""
+
 HELD = "held"
 """The event of a site that holds its answer until its people have let it go."""
 
@@ -122,6 +125,10 @@ class RunFolder:
         """The sites that a deployed run is over: those of the consortium when it was begun."""
         return tuple(map(str, self._deployed()["sites"]))
 
+    def found_there(self, sites: Collection[str]) -> None:
+        """Note which of the run's sites were there when somebody last had it begin or go on."""
+        write_json(self._deployment, self._deployed() | {"there": sorted(sites)})
+
     def started_as(self, number: int) -> None:
         """Note under which of Flower's numbers the run was started, once more."""
         facts = self._deployed()
@@ -175,14 +182,26 @@ class RunFolder:
                     return float(found["time"])
         return None
 
-    def greeted(self) -> set[str]:
-        """The sites that took part when the run was last begun; none if it never was."""
+    def had(self) -> set[str]:
+        """The sites that a run waits for when it begins, and again each time that it begins again.
+
+        Those that were there when somebody last had it begin or go on, and those that took part before it was
+        interrupted; none in a simulation that was never begun.
+        """
+        there = set(map(str, self._deployed().get("there", ()))) if is_there(self._deployment) else set()
+        return there | self._took_part()
+
+    def _took_part(self) -> set[str]:
+        """Those that greeted when the run was last begun, and those that joined it since."""
         lines = self._events.read_bytes().split(b"\n")[:-1] if self._events.exists() else []
+        joined = set[str]()
         for line in reversed(lines):
-            with contextlib.suppress(ValueError, KeyError):  # what a crash damaged is no reason not to go on
-                if b'"event": "greeted"' in line and (sites := json.loads(line)["sites"]):
-                    return set(sites)
-        return set()
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # what a crash damaged stops no run
+                if b'"event": "joined"' in line:
+                    joined |= set(json.loads(line)["sites"])
+                elif b'"event": "greeted"' in line and (sites := json.loads(line)["sites"]):
+                    return joined | set(sites)
+        return joined
 
     def save_checkpoint(self, exchange: int, state: Arrays, memory: Arrays, totals: Mapping[str, Any]) -> None:
         """Make the run resumable from after `exchange`; `memory` and `totals` as in a `Checkpoint`."""

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from fedgraft.common.metrics.table import title
 from fedgraft.common.study.schedule import schedule
 from fedgraft.common.study.study import Study
-from fedgraft.server.runs.run_folder import HELD, NOTICE, WAITING
+from fedgraft.server.runs.run_folder import HELD, JOINED, NOTICE, WAITING
 from fedgraft.server.watch.follow import followed
 
 
@@ -50,7 +50,7 @@ class _Lines:
     def take(self, event: dict[str, Any]) -> None:
         """Print what the event says, if it says anything new."""
         if event["event"] == "greeted":
-            self._console.print(f"{len(event['sites'])} sites ready", highlight=False, markup=False, soft_wrap=True)
+            self._console.print(_ready(event), highlight=False, markup=False, soft_wrap=True)
         elif words := _words(event):
             self._console.print(words, highlight=False, markup=False, soft_wrap=True)
         elif event["event"] == "exchange":
@@ -96,6 +96,8 @@ class _ProgressBar:
             case "reply":
                 self._answered += 1
                 self._progress.update(self._task, sites=f"{self._answered}/{self._asked} sites")
+            case "greeted" if event["absent"]:  # else the bar has it
+                self._progress.console.print(_ready(event), highlight=False, markup=False, soft_wrap=True)
             case _ if words := _words(event):
                 self._progress.console.print(words, highlight=False, markup=False, soft_wrap=True)
             case "done":
@@ -110,6 +112,8 @@ def _words(event: dict[str, Any]) -> str:
     """What somebody who waits should know of an event that is no step forward; nothing of others."""
     if event["event"] == NOTICE:
         return str(event["text"])
+    if event["event"] == JOINED:
+        return f"{', '.join(event['sites'])}: there now"
     if event["event"] == WAITING:
         away, count = event["sites"], event["needed"]
         who = ", ".join(away) if count == len(away) else f"{count} of {', '.join(away)}"
@@ -118,6 +122,10 @@ def _words(event: dict[str, Any]) -> str:
         who, hours = ", ".join(event["sites"]), event["hours"]
         return f"exchange {event['exchange']} waits for the people of {who}, who decide on its release: {hours:g} hours"
     return ""
+
+
+def _ready(event: dict[str, Any]) -> str:
+    return f"{len(event['sites'])} sites ready{_missing({'missing': event['absent']})}"
 
 
 def _macro(event: dict[str, Any]) -> str:

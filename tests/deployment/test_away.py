@@ -96,7 +96,8 @@ def test_a_site_that_does_not_come_back_ends_no_study_that_can_do_without_it(fed
     federation.processes["south"].kill()
     assert process.wait(300) in (0, 1), federation.output("gone")
     rows = federation.history("gone")
-    assert [row["missing"] for row in rows] == [{"south": "unreachable"}] * 3
-    assert rows[1]["seconds"] < rows[0]["seconds"]
+    whole = 0 if rows[0]["missing"] else 1  # on a busy machine it may have answered before the kill
+    assert [row["missing"] for row in rows] == [{}] * whole + [{"south": "unreachable"}] * (3 - whole)
+    assert rows[whole + 1]["seconds"] < rows[whole]["seconds"]
     federation.start_site("south")
     until(lambda: federation.output("south").count("connected") > 1, 60, "the site to be let in")

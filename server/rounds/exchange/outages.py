@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.server.fleet.fleet import Fleet
-from fedgraft.server.runs.run_folder import WAITING
+from fedgraft.server.runs.run_folder import NOTICE, WAITING
 
 _REPEATS = 8
 """So often an exchange is repeated: sites that are lost again and again have another trouble than their line."""
@@ -44,9 +44,14 @@ class Outages:
         return self._fleet.wait_for(sites, count, patiently=True)
 
     def reunited(self, before: Collection[str], *, all_of_them: bool) -> None:
-        """Wait for the sites that a run had when it was interrupted, most likely with its server.
+        """Wait for the sites that were there before the run's process began: its server may have been away as well.
 
-        For a moment, or, where it cannot go on without `all_of_them`, for as long as the run has patience.
+        As long as a round does, or, where it cannot go on without `all_of_them`, for as long as the run has patience.
+        The time begins anew with each process: an outage of the server is none of a site.
         """
-        if before:
-            self._fleet.wait_for(before, len(before), patiently=all_of_them)
+        if not before:
+            return
+        if away := self._fleet.away(before):
+            verb = "it was" if len(away) == 1 else "they were"
+            self._tell(NOTICE, text=f"The run waits for {', '.join(sorted(away))}, as {verb} there before.")
+        self._fleet.wait_for(before, len(before), patiently=all_of_them)

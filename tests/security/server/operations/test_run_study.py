@@ -24,7 +24,7 @@ from fedgraft.server.operations.deploy import Wait, prepare, run_study
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.home import Enrolled, OldKey, ServerHome
 from fedgraft.server.provisioning.provision import Authority
-from fedgraft.server.runs.run_folder import REASON
+from fedgraft.server.runs.run_folder import REASON, RunFolder
 from helpers.ports import free_port
 
 STUDY = {
@@ -196,6 +196,17 @@ def test_a_resumed_run_waits_for_its_own_sites_and_for_none_that_joined_later(ho
     control.online = 1
     with pytest.raises(RunError, match="1 of 2 sites are online; not: south"):
         run_study(home, run, Wait(None, 0.3), print)
+
+
+@pytest.mark.usefixtures("enrolled")
+def test_who_was_there_when_a_run_was_begun_is_on_record_before_any_site_is_asked(home, control, run):
+    """Its process waits for them if it is killed while they are greeted; for others it does not."""
+    control.ends = [("failed", f"{REASON}so far")]
+    control.nodes = [NodeInfo(node_id=n, name=name, status="online") for n, name in enumerate(("north", "east"))]
+    control.nodes.append(NodeInfo(node_id=9, name="south", status="offline"))
+    with pytest.raises(RunError, match="so far"):
+        run_study(home, run, Wait(1, 0.3), print)
+    assert RunFolder(run).had() == {"north"}
 
 
 def test_a_run_has_a_folder_of_its_own(home, control, study, run, tmp_path):

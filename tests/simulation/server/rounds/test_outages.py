@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ METHOD = {"name": "fedavg", "rounds": 2, "local": SGD}
 NAMES = ("east", "north", "south", "west")
 AWAITED, GONE = 1e6, 1e9
 """Seconds for which a site is away that comes back when the round waits for it, and of one that does not."""
+UNHURRIED = 600.0
 
 
 class Lines(InProcessGrid):
@@ -44,6 +45,9 @@ class Lines(InProcessGrid):
     RETURNS: ClassVar[dict[int, str]] = {}
     SWALLOWED: ClassVar[set[tuple[int, str]]] = set()
     """Exchanges, and the site whose reply is lost in each."""
+    PATIENCE_S: ClassVar[float] = 3.0
+    AWAY_S: ClassVar[float] = 0.3
+    """How long a run waits where that is to have an end; elsewhere `UNHURRIED`: a busy machine takes its time."""
     made: ClassVar[list[Lines]] = []
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -101,10 +105,12 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> type[Lines]:
             return super().wait_for(*args, **options)
 
     def fleet(grid: Lines, **options: Any) -> GridFleet:
-        return GridFleet(grid, presence=Awaited(grid.online, 3.0, 0.3), **options)
+        return GridFleet(grid, presence=Awaited(grid.online, Lines.PATIENCE_S, Lines.AWAY_S), **options)
 
     monkeypatch.setattr(app, "GridFleet", fleet)
     monkeypatch.setattr(Lines, "made", [])
+    monkeypatch.setattr(Lines, "PATIENCE_S", Lines.PATIENCE_S)
+    monkeypatch.setattr(Lines, "AWAY_S", Lines.AWAY_S)
     monkeypatch.setattr(Lines, "CUTS", {})
     monkeypatch.setattr(Lines, "RETURNS", {})
     monkeypatch.setattr(Lines, "SWALLOWED", set())
@@ -133,14 +139,14 @@ def whole(hospitals, make_study, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_an_outage_of_all_sites_changes_nothing(lines, hospitals, make_study, tmp_path, whole):
-    lines.CUTS = {2: (set(NAMES), 1.0)}
+    lines.CUTS, lines.PATIENCE_S = {2: (set(NAMES), 1.0)}, UNHURRIED
     run = simulate(make_study(method=METHOD), hospitals, tmp_path / "run")
     assert [row["missing"] for row in history(run)] == [{}] * 3
     assert same(run, whole)
 
 
 def test_a_site_that_comes_back_in_time_costs_nothing(lines, hospitals, make_study, tmp_path, whole):
-    lines.CUTS = {2: ({"south"}, 0.15)}
+    lines.CUTS, lines.AWAY_S = {2: ({"south"}, 0.15)}, UNHURRIED
     run = simulate(make_study(method=METHOD), hospitals, tmp_path / "run")
     assert [row["missing"] for row in history(run)] == [{}] * 3
     assert same(run, whole)
@@ -244,27 +250,78 @@ def test_a_run_that_begins_again_waits_for_the_sites_that_it_had(lines, hospital
     study = make_study(method=METHOD)
     prepare(study, hospitals, tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "save_checkpoint", _stop_after_the_first)
+        patch.setattr(RunFolder, "save_checkpoint", _stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             resume(tmp_path / "run")
+    run = resume_while_sites_return(tmp_path / "run", 20)
+    assert [row["missing"] for row in history(run)] == [{}] * 3
+    assert same(run, whole)
+
+
+def test_a_run_that_was_killed_before_its_first_round_waits_for_the_sites_that_were_there(
+    lines, hospitals, make_study, tmp_path, whole
+):
+    """While they are greeted, say: their people did not ask for a study of whoever is back first."""
+    study = make_study(method=METHOD)
+    prepare(study, hospitals, tmp_path / "run")
+    RunFolder(tmp_path / "run").start_deployment(study, NAMES)
+    RunFolder(tmp_path / "run").found_there(NAMES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GridFleet, "greet", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            resume(tmp_path / "run")
+    run = resume_while_sites_return(tmp_path / "run", 1)
+    assert [row["sites_aggregated"] for row in history(run)] == [list(NAMES)] * 3
+    assert read_json(run / "result.json")["status"] == "completed"
+    assert same(run, whole)
+    notices = [event["text"] for event in events(run) if event["event"] == "notice"]
+    assert notices == ["The run waits for east, north, south, west, as they were there before."]
+
+
+def test_one_that_joined_later_is_waited_for_when_the_run_begins_again(lines, hospitals, make_study, tmp_path):
+    prepare(make_study(method=METHOD), hospitals, tmp_path / "run")
+
+    class WithoutWest(Lines):
+        def online(self) -> dict[int, str]:
+            west = bool(self.visits)  # it comes when the first round is under way
+            return {node: name for node, name in super().online().items() if west or name != "west"}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedgraft.simulations.engines.run.InProcessGrid", WithoutWest)
+        patch.setattr(RunFolder, "save_checkpoint", _stop_after(2))
+        with pytest.raises(KeyboardInterrupt):
+            resume(tmp_path / "run")
+    run = resume_while_sites_return(tmp_path / "run", 1)
+    assert [row["sites_aggregated"] for row in history(run)] == [list(NAMES[:3]), list(NAMES), list(NAMES)]
+
+
+def resume_while_sites_return(run: Path, looks_in_vain: int) -> Path:
+    """The run goes on over sites of which nobody is there for a while, and then one more at every fourth look."""
     looks = itertools.count()
 
     class Returning(Lines):
         def online(self) -> dict[int, str]:
-            back = max(0, next(looks) - 20)  # nobody for a while, then one more at every look
+            back = max(0, next(looks) - looks_in_vain + 3) // 4
             return dict(itertools.islice(super().online().items(), back))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedgraft.simulations.engines.run.InProcessGrid", Returning)
-        run = resume(tmp_path / "run")
-    assert [row["missing"] for row in history(run)] == [{}] * 3
-    assert same(run, whole)
+        patch.setattr(Lines, "PATIENCE_S", UNHURRIED)
+        patch.setattr(Lines, "AWAY_S", UNHURRIED)
+        return resume(run)
+
+
+def _stop(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 _save = RunFolder.save_checkpoint
 
 
-def _stop_after_the_first(folder: RunFolder, done: int, *rest: Any) -> None:
-    _save(folder, done, *rest)
-    if done == 1:
-        raise KeyboardInterrupt
+def _stop_after(last: int) -> Callable[..., None]:
+    def save(folder: RunFolder, done: int, *rest: Any) -> None:
+        _save(folder, done, *rest)
+        if done == last:
+            raise KeyboardInterrupt
+
+    return save

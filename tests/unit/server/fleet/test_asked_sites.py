@@ -84,6 +84,17 @@ def test_two_sites_of_one_name_end_it() -> None:
         asked(NORTH, NORTH)
 
 
+def test_a_site_that_was_there_a_moment_ago_is_waited_for() -> None:
+    whole = {2: "north", 3: "south"}
+    looks = iter([{2: "north"}] * 2)
+    seen = Presence(lambda: next(looks, whole))
+    grid = Answering(wire.pack_answer(NORTH), wire.pack_answer(south := replace(NORTH, site="south")))
+    fleet = GridFleet(grid, presence=seen, expected=("north", "south", "west"))
+    found = fleet.ask(HELLO, there={"north", "south"})
+    assert found["south"] == south
+    assert found["west"] == Refusal(0, Code.UNREACHABLE, "west"), "who was not there is not waited for"
+
+
 def test_an_enrolled_site_speaks_for_itself_alone_and_who_is_away_is_named() -> None:
     found = asked(NORTH, replace(NORTH, site="north"), names={2: "north", 3: "south"})
     assert found["north"] == NORTH

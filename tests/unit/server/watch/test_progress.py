@@ -14,7 +14,7 @@ from fedgraft.server.watch.progress import shown
 
 METRIC = {"cls": "auroc"}
 EVENTS = [
-    {"event": "greeted", "sites": ["east", "north"], "absent": {}},
+    {"event": "greeted", "sites": ["east", "north"], "absent": {"south": "unreachable"}},
     {"event": "exchange", "exchange": 1, "stage": "finetune", "sites": 2},
     {"event": "reply", "exchange": 1, "site": "east"},
     {
@@ -27,6 +27,7 @@ EVENTS = [
     {"event": "notice", "text": "a checkpoint [is] damaged"},
     {"event": "waiting", "exchange": 2, "sites": ["east", "north"], "needed": 1},
     {"event": "waiting", "exchange": 2, "sites": ["north"], "needed": 1},
+    {"event": "joined", "sites": ["south"]},
     {"event": "exchange", "exchange": 2, "stage": "finetune", "sites": 2},
     {"event": "done", "exchange": 2, "macro": {"cls": None}, "metric": {"cls": "auroc"}, "missing": {}},
 ]
@@ -55,11 +56,12 @@ def watch(run: Path, study, *, terminal: bool) -> str:
 def test_plain_lines_where_there_is_no_terminal(make_study, tmp_path):
     lines = watch(tmp_path / "run", make_study(), terminal=False).splitlines()
     assert lines == [
-        "2 sites ready",
+        "2 sites ready; missing: south, unreachable",
         "1/3 finetune  cls AUROC 0.812; missing: north, deadline",
         "a checkpoint [is] damaged",
         "exchange 2 waits for 1 of east, north, and is repeated then",
         "exchange 2 waits for north, and is repeated then",
+        "south: there now",
         "2/3 finetune",
     ]
 
@@ -73,7 +75,9 @@ def test_a_bar_with_stage_sites_metric_and_time_on_a_terminal(make_study, tmp_pa
         "2/3",
         "1/2 sites",
         "cls AUROC 0.812",
+        "2 sites ready; missing: south, unreachable",
         "missing: north, deadline",
+        "south: there now",
         "[is] damaged",
         "waits for 1 of",
         "0:00:0",
