@@ -51,6 +51,8 @@ from fedgraft.common.study.stages.training import Private
 
 _FEATURES_AT_ONCE = 1024
 """Features need so little memory that a step is seldom cut in pieces."""
+_FEW_GROUPS = 4
+"""Sums of so few groups are added up in single precision: each addition is off by 2^-24 of the sum at most."""
 
 
 def train_private(
@@ -90,7 +92,7 @@ def train_private(
             total = groups.sum_of(partial(_step_sum, loader, rows, spec, draw))
             noisy = noisy_mean(total, noises, private.sample_rate * expected)
             for parameter, gradient in zip(parameters, noisy, strict=True):
-                leave_gradient(parameter, gradient)
+                leave_gradient(parameter, gradient.to(parameter.dtype))
             objective.add_regularisers()
             if spec.schedule != "constant" or spec.warmup:
                 factor = rate_factor(spec, (round_context.round - 1 + step / steps) / round_context.rounds)
@@ -131,23 +133,26 @@ def _step_sum(
     loader: Loader, rows: Rows, spec: Gradient, draw: torch.Generator, trainer: Trainer, size: int
 ) -> list[Tensor]:
     groups = list(rows.chunks((size + SPARE,) if trainer.sizes == (1,) else trainer.sizes))
-    return clipped_sum(trainer, _batches(loader, groups, trainer.sizes, spec, draw))
+    batches = _batches(loader, groups, trainer.sizes, spec, draw)
+    return clipped_sum(trainer, batches, torch.float64 if len(groups) > _FEW_GROUPS else None)
 
 
-def clipped_sum(trainer: Trainer, batches: Iterator[tuple[Batch, Rows]]) -> list[Tensor]:
-    """Sum over units of their clipped gradients, one tensor per parameter; zeros if there are no units."""
+def clipped_sum(
+    trainer: Trainer, batches: Iterator[tuple[Batch, Rows]], dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Sum over units of their clipped gradients, one tensor per parameter; zeros if there are no units.
+
+    In double precision, if `dtype` says so: the sum of many groups would be rounded by too much.
+    """
     total: list[Tensor] | None = None
     for batch, rows in batches:
         part = trainer.sum_of(batch, rows)
         if total is None:
-            total = part
+            total = [own.to(dtype or own.dtype) for own in part]
         else:
-            total = [own.double() for own in total]  # what many groups come to would be rounded by too much
             for own, more in zip(total, part, strict=True):
                 own.add_(more)
-    if total is None:
-        return [torch.zeros_like(parameter) for parameter in trainer.parameters]
-    return [own.to(parameter.dtype) for own, parameter in zip(total, trainer.parameters, strict=True)]
+    return [torch.zeros_like(parameter) for parameter in trainer.parameters] if total is None else total
 
 
 def _batches(

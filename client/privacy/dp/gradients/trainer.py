@@ -94,7 +94,7 @@ class _Way(NamedTuple):
     summed: Callable[[Trainer, list[OfCases], Batch, Rows], list[Tensor]]
 
 
-CHANGE = 1 + 4 * checked_sums.MOST_ERROR
+CHANGE = 1 + 2 * checked_sums.MOST_ERROR
 """The most that one unit changes a sum by, in clips: by its gradient, and as sums with it and without it are off."""
 
 _LONGEST = 1e20
