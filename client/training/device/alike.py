@@ -125,9 +125,14 @@ def without_an_end(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows[:1].detach().expand(missing, *rows.shape[1:])]) if missing else rows
 
 
+def rows_for(count: int, sizes: Sizes) -> int:
+    """How many rows the passes over so many cases have."""
+    return sum(size for _, _, size in passes(count, sizes))
+
+
 def filled(indices: Tensor, sizes: Sizes) -> Tensor:
     """`indices` and then as many more of the first one as fill up their passes."""
-    rows = sum(size for _, _, size in passes(len(indices), sizes))
+    rows = rows_for(len(indices), sizes)
     return indices if rows == len(indices) else torch.cat([indices, indices[:1].expand(rows - len(indices))])
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedgraft.client.privacy.dp.gradients.checked_sums import product_of
 from fedgraft.client.training.model.loader import Batch
 from fedgraft.common.study.tasks import (
     UNKNOWN,
@@ -52,11 +53,12 @@ def norms(found: Mapping[str, Tensor], lengths: Tensor) -> Tensor:
     return sum(squares[1:], squares[0]).sqrt_().mul_(lengths)
 
 
-def gradients(found: Mapping[str, Tensor], features: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """By task the sums over the cases for weight (classes, dim) and bias (classes,)."""
-    z = features.double()  # of up to a thousand cases, single precision would round the sum by too much
-    sums = {task: (error.double() @ z, error.sum(dim=1, dtype=torch.float64)) for task, error in found.items()}
-    return {task: (weight.to(features), bias.to(features)) for task, (weight, bias) in sums.items()}
+def gradients(found: Mapping[str, Tensor], features: Tensor, of: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """By task the sums over the cases, which are some `of` so many, for weight (classes, dim) and bias (classes,)."""
+    return {
+        task: (product_of(error, features, of), error.sum(dim=1, dtype=torch.float64).to(features))
+        for task, error in found.items()
+    }
 
 
 def by_case(found: Mapping[str, Tensor], features: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -24,7 +24,7 @@ from fedgraft.client.privacy.dp.gradients.hooks import KeptHooks
 from fedgraft.client.privacy.dp.gradients.lengths import at_least_norms
 from fedgraft.client.privacy.dp.gradients.private_losses import PrivateLosses
 from fedgraft.client.privacy.dp.units import Rows
-from fedgraft.client.training.device.alike import Sizes, filled, passes
+from fedgraft.client.training.device.alike import Sizes, filled, passes, rows_for
 from fedgraft.client.training.model.alike_passes import sizes_for
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
@@ -59,9 +59,10 @@ class Trainer:
         After the cases of `rows` the batch may go on with others, which fill up its passes.
         """
         way, count = self._way, len(rows.indices)
-        places = filled(torch.arange(count), self.sizes)
-        whole = batch if len(batch.indices) == len(places) else batch.at(places)
-        weights = rows.weights(len(places)).to(batch.inputs)
+        whole = batch
+        if len(batch.indices) != rows_for(count, self.sizes):
+            whole = batch.at(filled(torch.arange(count), self.sizes))
+        weights = rows.weights(len(whole.indices)).to(batch.inputs)
         known, first = [], 0
         for start, end, size in passes(count, self.sizes):
             here = slice(first, first + size)
@@ -162,7 +163,7 @@ def _of_slopes(trainer: Trainer, found: list[OfCases], batch: Batch, rows: Rows)
             norms = heads.norms(errors, lengths)
             factors = (clip_factors(norms, trainer.private.max_grad_norm) * _left(lengths).nan_to_num_()).to(z)
             kept = {task: (error * factors).nan_to_num_() for task, error in errors.items()}
-            sums = heads.gradients(kept, z)
+            sums = heads.gradients(kept, z, rows.of)
             return [sums[task][at] for task, at in trainer.places]
         each = heads.by_case(errors, z)
         made = [rows.by_unit(each[task][at]) for task, at in trainer.places]
