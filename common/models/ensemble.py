@@ -15,6 +15,9 @@ from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression
 MEAN_SCALE = 2.0**-10
 """What the mean answer is multiplied with among the features; a power of two, so that heads can undo it exactly."""
 
+_AT_ONCE = 32
+"""As many numbers as a processor takes at once, at most: two registers of 512 bits."""
+
 
 class Temperature(nn.Module):
     """What one task's logits are divided by, one number for each base model; 1 until the sites' sums say better."""
@@ -55,9 +58,10 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) or (N, columns) to (N, feature_dim)."""
         parts: list[Tensor] = []
-        for name, logits in self.logits(x).items():
+        for name, found in self.logits(x).items():
+            logits = without_an_end(found)
             parts += [MEAN_SCALE * averaged(self._tasks[name], logits), likely(self._tasks[name], logits).flatten(1)]
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1)[: len(x)]
 
     def logits(self, x: Tensor) -> dict[str, Tensor]:
         """Each base model's calibrated logits, or values, by task, (N, base models, outputs)."""
@@ -75,6 +79,16 @@ class Ensemble(nn.Module):
 
     def _width(self, task: str) -> int:
         return (1 + len(self.base_models)) * self._tasks[task].outputs
+
+
+def without_an_end(rows: Tensor) -> Tensor:
+    """The rows, and then the first one again until the processor takes all numbers in whole registers.
+
+    What is left over at the end of an array goes through other code, whose sigmoid may differ in a digit: of rows with
+    few numbers these are several. Nothing flows back to what is added.
+    """
+    missing = -len(rows) % _AT_ONCE
+    return torch.cat([rows, rows[:1].detach().expand(missing, *rows.shape[1:])]) if missing and len(rows) else rows
 
 
 def averaged(task: AnyTask, logits: Tensor) -> Tensor:

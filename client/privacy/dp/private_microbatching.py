@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.privacy.dp.gradients.trainer import Trainer
+from fedgraft.client.training.device.alike import Sizes, room
 
 _log = logging.getLogger("fedgraft.site")
 
@@ -23,10 +24,11 @@ class PrivateMicrobatches:
     with all that they hold, and new ones put on.
     """
 
-    def __init__(self, attach: Callable[[int], AbstractContextManager[Trainer]], size: int) -> None:
+    def __init__(self, attach: Callable[[int | Sizes], AbstractContextManager[Trainer]], size: int) -> None:
         self._attach = attach
         self._stack = ExitStack()
         self._trainer: Trainer | None = None
+        self._sizes: Sizes = ()
         self.size = size
         """The most cases in a group, but for a unit that has more."""
 
@@ -46,15 +48,18 @@ class PrivateMicrobatches:
         while True:
             try:
                 if self._trainer is None:
-                    self._trainer = self._stack.enter_context(self._attach(self.size))
+                    self._trainer = self._stack.enter_context(self._attach(self._sizes or self.size))
                 return work(self._trainer, self.size)
             except torch.OutOfMemoryError:
                 if self.size < 2:
                     raise
             # Only here, where the error has let go of what it held, does this free anything.
             self._stack.close()
-            self._trainer = None
             self.size //= 2
+            # Those of before, as far as they are small enough: other ones may come out otherwise, and how many cases
+            # there are says how large a pass is.
+            sizes = self._trainer.sizes if self._trainer is not None else ()
+            self._sizes, self._trainer = tuple(size for size in sizes if room(size) <= self.size), None
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             _log.warning("out of memory: private steps are worked on in groups of %d", self.size)

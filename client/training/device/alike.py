@@ -14,8 +14,10 @@ do not count, and losses, which have few numbers for each case, are worked out o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,72 +25,82 @@ from torch import Tensor, nn
 SPARE = 4
 """Cases at the end of a pass that do not count: what is left at the end of an array is theirs, if it has 8 numbers for
 each case or more."""
-_AT_ONCE = 32
-"""As many numbers as are taken at once, at most: two registers of 512 bits."""
 _STEP = 4
 _MORE = 8
 """So many steps beyond what was asked for are tried."""
 _ENOUGH = 32
 """At least about so many rows are looked at: a few may come out alike by chance."""
+_WIDE, _NUMBERS = 128, 1 << 13
+"""Of layers with less than so many numbers for each case, about so many in all are looked at."""
 
 Sizes = tuple[int, ...]
 """Numbers of rows at which passes come out alike, rising."""
 
 
-def alike_sizes(
-    found: Callable[[Tensor], Sequence[Tensor]],
-    shape: Sequence[int],
-    device: torch.device,
-    most: int,
-    sizes: int,
-) -> Sizes:
+@dataclass(frozen=True)
+class RowTrial:
+    """Work on rows of this shape, to be looked at for several draws of its inputs and entries."""
+
+    found: Callable[[Tensor], Sequence[Tensor]]
+    """What comes of inputs (cases, *shape), each (cases, ...)."""
+    shape: Sequence[int]
+    times: int = 1
+    draw: Callable[[torch.Generator], None] = lambda _: None
+    """Draws entries, before each time but the first."""
+
+
+def alike_sizes(trials: Sequence[RowTrial], device: torch.device, most: int, sizes: int) -> Sizes:
     """At most so many `sizes`, from about half of the last up to it, which has room for `most` cases or a few more.
 
-    `found(inputs)` is what comes of inputs (cases, *shape), each (cases, ...). Single rows are what is left where
-    nothing is alike, and for whoever asks for no more: there is only one way to stand alone.
+    Single rows are what is left where nothing is alike, and for whoever asks for no more: there is only one way to
+    stand alone.
     """
     if most <= 1:
         return (1,)
     first = _STEP * -(-(most + SPARE) // _STEP)
     step = _STEP * -(-first // (_STEP * 2 * (sizes - 1)))
     for largest in range(first, first + _MORE * _STEP + 1, _STEP):
-        inputs = _inputs(shape, 2 * max(largest, _ENOUGH), device)
-        several = (inputs[at : at + 2 * largest] for at in range(0, len(inputs) - 2 * largest + 1, 2 * largest))
-        smaller = range(largest - step, SPARE, -step)[: sizes - 1]
-        alike = [_alike_at(found, own, smaller) for own in several]
-        if all(largest in own for own in alike):
-            return tuple(sorted(set.intersection(*alike)))
+        left = {*range(largest - step, SPARE, -step)[: sizes - 1], largest}
+        for trial in trials:
+            left &= _alike_in(trial, device, left)
+            if largest not in left:
+                break
+        else:
+            return tuple(sorted(left))
     return (1,)
 
 
-def _alike_at(found: Callable[[Tensor], Sequence[Tensor]], inputs: Tensor, smaller: Sequence[int]) -> set[int]:
-    """Sizes at which these inputs come out alike: half their number, and `smaller` ones; none if not at that."""
-    largest = len(inputs) // 2
-    rows, every = found(_laid_out(inputs[:largest])), torch.arange(largest)
-    if not all(_alike(rows, found(_laid_out(inputs[order])), order) for order in _other_orders(largest)):
-        return set()
-    return {largest, *(n for n in smaller if _alike(rows, found(_laid_out(inputs[:n])), every[:n]))}
+def _alike_in(trial: RowTrial, device: torch.device, sizes: set[int]) -> set[int]:
+    """Those of `sizes` at which all draws came out alike; none if not at the largest."""
+    generator, largest = torch.Generator().manual_seed(3), max(sizes)
+    for at in range(trial.times * max(1, _ENOUGH // largest)):
+        if at:
+            trial.draw(generator)
+        inputs = torch.randn((2 * largest, *trial.shape), generator=generator).to(device)
+        rows, every = trial.found(_laid_out(inputs[:largest])), torch.arange(largest)
+        if not all(_alike(rows, trial.found(_laid_out(inputs[order])), order) for order in _other_orders(largest)):
+            return set()
+        smaller = [size for size in sizes if size < largest]
+        sizes = {largest, *(n for n in smaller if _alike(rows, trial.found(_laid_out(inputs[:n])), every[:n]))}
+    return sizes
 
 
 def _other_orders(count: int) -> Iterator[Tensor]:
-    """Every row far away from its place; and beside it, with others in place of every second one."""
+    """Every row that counts far away from its place; and beside it, with others in place of every second one."""
     every = torch.arange(count)
-    yield every.flip(0)
-    yield torch.where(every % 2 == 0, every, every + count).roll(1)
+    own, spare = every[:-SPARE], every[-SPARE:]
+    yield torch.cat([own.flip(0), spare])
+    yield torch.cat([torch.where(own % 2 == 0, own, own + count).roll(1), spare + count])
 
 
 def _alike(rows: Sequence[Tensor], others: Sequence[Tensor], order: Tensor) -> bool:
     """Whether `others`, as far as they are among the rows, are these in this order, to the bit; but for spare ones."""
-    known = order < len(rows[0]) - SPARE
+    known = order < len(rows[0])
     known[-SPARE:] = False
     return all(
         torch.equal(own[order[known].to(own.device)], other[known.to(own.device)])
         for own, other in zip(rows, others, strict=True)
     )
-
-
-def _inputs(shape: Sequence[int], count: int, device: torch.device) -> Tensor:
-    return torch.randn((count, *shape), generator=torch.Generator().manual_seed(2)).to(device)
 
 
 def _laid_out(inputs: Tensor) -> Tensor:
@@ -119,12 +131,6 @@ def room(size: int) -> int:
     return size if size == 1 else size - SPARE
 
 
-def without_an_end(rows: Tensor) -> Tensor:
-    """The rows, and then the first one again until there are as many as leave no end, without a gradient."""
-    missing = -len(rows) % _AT_ONCE
-    return torch.cat([rows, rows[:1].detach().expand(missing, *rows.shape[1:])]) if missing else rows
-
-
 def rows_for(count: int, sizes: Sizes) -> int:
     """How many rows the passes over so many cases have."""
     return sum(size for _, _, size in passes(count, sizes))
@@ -143,26 +149,67 @@ def at_random(model: nn.Module) -> Iterator[None]:
     In what order is summed does not depend on the entries, but whether it shows does: whoever makes a model must not be
     able to hide it.
     """
-    entries = {id(entry): entry for entry in (*model.parameters(), *model.buffers()) if entry.is_floating_point()}
-    before = [entry.detach().clone() for entry in entries.values()]
+    entries = _floats(model)
+    before = [entry.detach().clone() for entry in entries]
     training = [part for part in model.modules() if part.training]
-    generator = torch.Generator().manual_seed(1)
     try:
         model.eval()
-        with torch.no_grad():
-            for entry in entries.values():
-                entry.copy_(_drawn(entry, generator))
+        draw_entries(model, torch.Generator().manual_seed(1))
         yield
     finally:
         with torch.no_grad():
-            for entry, value in zip(entries.values(), before, strict=True):
+            for entry, value in zip(entries, before, strict=True):
                 entry.copy_(value)
         for part in training:
             part.training = True
 
 
-def _drawn(entry: Tensor, generator: torch.Generator) -> Tensor:
+def draw_entries(model: nn.Module, generator: torch.Generator) -> None:
     """Weights that keep the size of what they are multiplied with; scales, means and variances from .5 to 1.5."""
-    if entry.ndim < 2:
-        return torch.rand(entry.shape, generator=generator) + 0.5
-    return torch.randn(entry.shape, generator=generator) / math.sqrt(entry[0].numel())
+    with torch.no_grad():
+        for entry in _floats(model):
+            if entry.ndim < 2:
+                entry.copy_(torch.rand(entry.shape, generator=generator) + 0.5)
+            else:
+                drawn = torch.randn(entry.shape, generator=generator)
+                entry.copy_(drawn / math.sqrt(entry[0].numel()))
+
+
+def _floats(model: nn.Module) -> list[Tensor]:
+    entries = {id(entry): entry for entry in (*model.parameters(), *model.buffers())}
+    return [entry for entry in entries.values() if entry.is_floating_point()]
+
+
+def narrow_layers(model: nn.Module, work: Callable[[], object], cases: int) -> list[RowTrial]:
+    """Trials for layers with few numbers for each case, of which `work` on so many `cases` makes use.
+
+    A sum in another order often has the same last digit: where a pass gives two numbers for each case, as a head may,
+    it takes many draws to see that none depends on its place.
+    """
+    seen: dict[Hashable, RowTrial] = {}
+
+    def see(layer: nn.Module, given: tuple[Tensor, ...], came: Tensor) -> None:
+        shape = given[0].shape[1:]
+        fewest = min(shape.numel(), came[0].numel()) if len(given[0]) == len(came) == cases else _WIDE
+        if fewest < _WIDE:
+            times = -(-_NUMBERS // (fewest * _ENOUGH))
+            trial = RowTrial(partial(_through, layer), shape, times, partial(draw_entries, layer))
+            seen.setdefault((type(layer), layer.extra_repr(), shape), trial)
+
+    leaves = [part for part in model.modules() if not any(part.children()) and any(True for _ in part.parameters())]
+    handles = [part.register_forward_hook(see) for part in leaves]
+    try:
+        work()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(seen.values())
+
+
+def _through(layer: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """What comes out of a layer, and what comes back through it."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        seen = inputs.detach().requires_grad_()
+        came = layer.forward(seen)  # and no hook sees it
+        (back,) = torch.autograd.grad(came.square().sum(), [seen])
+    return [came.detach(), back]

@@ -7,10 +7,11 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fedgraft.client.training.device.alike import Sizes, alike_sizes, at_random, filled, passes
+from fedgraft.client.training.device.alike import RowTrial, Sizes, alike_sizes, at_random, filled, narrow_layers, passes
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
 
+_FEW = 3
 _ROWS, _SIZES = 32, 2
 """For passes forward alone, of which a site may need few: to find their sizes takes about a hundred cases' time."""
 
@@ -36,7 +37,10 @@ def sizes_for(
 
     def look() -> Sizes:
         with at_random(body):
-            return alike_sizes(lambda inputs: found(example, inputs), shape, local_model.device, *at_most)
+            few = example.inputs[:1].expand(_FEW, *shape)
+            narrow = narrow_layers(body, lambda: found(example, few.clone()), _FEW)
+            whole = RowTrial(lambda inputs: found(example, inputs), shape)
+            return alike_sizes([*narrow, whole], local_model.device, *at_most)
 
     return local_model.alike((work, loader.seen, shape, at_most), look)
 

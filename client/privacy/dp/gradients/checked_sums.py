@@ -98,4 +98,4 @@ def _places(layer: nn.Conv2d, mixed: Tensor, groups: int) -> Tensor:
 
 def are_true(squared_errors: Sequence[Tensor], clip: float, share: float) -> bool:
     """Whether sums over a `share` of a step's units seem to be off by little; not, if by no number."""
-    return math.sqrt(max(0.0, sum(map(float, squared_errors)))) <= _ALARM * clip * share
+    return math.sqrt(sum(map(float, squared_errors))) <= _ALARM * clip * share

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.privacy.dp.gradients import private_heads
-from fedgraft.client.training.device.alike import without_an_end
 from fedgraft.client.training.losses.plugged import Plugged
 from fedgraft.client.training.model.loader import Batch
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.model.task_losses import losses_by_case
+from fedgraft.common.models.ensemble import without_an_end
 from fedgraft.common.study.stages.losses import Loss, PluggedLoss, Supervised
 
 Outputs = Mapping[str, Tensor]

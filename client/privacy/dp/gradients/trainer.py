@@ -204,11 +204,11 @@ def attached(
     changes: Sequence[str],
     private: Private,
     minimised: Sequence[Loss] = SUPERVISED,
-    at_once: int = _AT_ONCE,
+    at_once: int | Sizes = _AT_ONCE,
 ) -> Iterator[Trainer]:
     """The model with hooks for per-case gradients, and without any trace of them afterwards.
 
-    Passes are of about as many cases as may be worked on `at_once`.
+    Passes are of about as many cases as may be worked on `at_once`, or of sizes that are known already.
     """
     parameters = [local_model.parameters[key] for key in changes]
     losses = PrivateLosses(minimised, local_model)
@@ -236,11 +236,15 @@ def attached(
             parameter.grad = None
 
 
-def _sized(trainer: Trainer, local_model: LocalModel, loader: Loader, work: tuple[str, ...], at_once: int) -> Trainer:
+def _sized(
+    trainer: Trainer, local_model: LocalModel, loader: Loader, work: tuple[str, ...], at_once: int | Sizes
+) -> Trainer:
     """The trainer with sizes of passes in which cases do not depend on each other."""
+    if isinstance(at_once, tuple):
+        return replace(trainer, sizes=at_once)
     key = (trainer.private.mode, trainer.private.augmentation_multiplicity, *work)
-    sizes = sizes_for(local_model, loader, trainer.model, key, trainer.found, (at_once, _SIZES))
-    return replace(trainer, sizes=sizes)
+    found = sizes_for(local_model, loader, trainer.model, key, trainer.found, (at_once, _SIZES))
+    return replace(trainer, sizes=found)
 
 
 def _taken(parameter: nn.Parameter, name: str) -> Tensor:

@@ -6,13 +6,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedgraft.client.training.device.alike import alike_sizes, at_random, filled, passes, room, without_an_end
+from fedgraft.client.training.device.alike import (
+    RowTrial,
+    alike_sizes,
+    at_random,
+    filled,
+    narrow_layers,
+    passes,
+    room,
+)
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.models.ensemble import without_an_end
 from helpers.work import CPU, MakeStudy, snapshot
 
 
 def sizes(found, most: int, at_most: int = 6) -> tuple[int, ...]:
-    return alike_sizes(lambda inputs: [found(inputs)], (5,), CPU, most, at_most)
+    return alike_sizes([RowTrial(lambda inputs: [found(inputs)], (5,))], CPU, most, at_most)
 
 
 def test_where_rows_are_independent_all_sizes_will_do() -> None:
@@ -104,3 +113,22 @@ def test_whoever_makes_a_model_cannot_hide_that_rows_depend_on_each_other() -> N
     assert sizes(leaking, 16) == (8, 12, 16, 20)
     with at_random(layer):
         assert sizes(leaking, 16) == (1,)
+
+
+class Uneven(nn.Linear):
+    """Every second row is summed from the other end: with two outputs of 16 numbers, often the same to the digit."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain, back = super().forward(x), (x.flip(1) @ self.weight.flip(1).T) + self.bias
+        other = (torch.arange(len(x)) % 2 == 1)[:, None] & (torch.rand(x.shape[0], 1) < 0.02)
+        return torch.where(other, back, plain)
+
+
+def test_layers_with_few_numbers_are_looked_at_for_longer() -> None:
+    model = nn.Sequential(nn.Linear(300, 200), nn.ReLU(), Uneven(200, 2))
+    found = narrow_layers(model, lambda: model(torch.randn(3, 300)), 3)
+    assert [tuple(trial.shape) for trial in found] == [(200,)]
+    assert found[0].times * 2 * 32 >= 1 << 13
+    assert alike_sizes(found, CPU, 32, 2) == (1,)
+    whole = RowTrial(lambda inputs: [model[:2](inputs)], (300,))
+    assert alike_sizes([whole], CPU, 32, 2)[-1] >= 36, "nothing is the matter before"
