@@ -27,6 +27,7 @@ from fedgraft.client.attacks.attack_target import (
 )
 from fedgraft.client.attacks.measurement import Measurement
 from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.privacy.dp.gradients.trainer import CHANGE
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.simulations.audit.findings import AttackAttempt
 
@@ -44,18 +45,16 @@ _NO_CLIP = 1e9
 
 
 def noise_deviation(attack_target: AttackTarget) -> Measurement:
-    """Noise on a sum to which patients add exactly nothing: deviation over noise multiplier times clip, minus 1."""
+    """Noise on a sum to which patients add exactly nothing: deviation over the promised one, minus 1."""
     noise = _noise(attack_target.still, _COORDINATES)
-    ratio = float(noise.std()) / (attack_target.noise_multiplier * attack_target.private.max_grad_norm)
+    ratio = float(noise.std()) / _promised(attack_target)
     words = f"deviation {ratio:.4f} of what was promised, over {noise.numel():,} numbers"
     return Measurement(abs(ratio - 1), 0.02, words)
 
 
 def noise_everywhere(attack_target: AttackTarget) -> Measurement:
     """The entry whose noise is furthest from mean 0 and the promised deviation, in standard errors."""
-    noise = _noise(attack_target.still, _COORDINATES) / (
-        attack_target.noise_multiplier * attack_target.private.max_grad_norm
-    )
+    noise = _noise(attack_target.still, _COORDINATES) / _promised(attack_target)
     worst = 0.0
     for part in torch.split(noise, sizes(attack_target, attack_target.local_model()), dim=1):
         count = part.numel()
@@ -63,6 +62,11 @@ def noise_everywhere(attack_target: AttackTarget) -> Measurement:
         spread = abs(float((part**2).mean().sqrt()) - 1) / error
         worst = max(worst, spread, abs(float(part.mean())) * math.sqrt(count))
     return Measurement(worst, _ERRORS, f"the least well noised entry is off by {worst:.1f} standard errors")
+
+
+def _promised(attack_target: AttackTarget) -> float:
+    """The noise multiplier times the most that one unit changes a sum by: the clip, and a little for rounding."""
+    return attack_target.noise_multiplier * attack_target.private.max_grad_norm * CHANGE
 
 
 def noise_fresh(attack_target: AttackTarget) -> Measurement:
