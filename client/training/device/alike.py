@@ -25,7 +25,9 @@ from torch import Tensor, nn
 SPARE = 4
 """Cases at the end of a pass that do not count: what is left at the end of an array is theirs, if it has 8 numbers for
 each case or more."""
-_STEP = 4
+_STEP, _MOST_THREADS = 4, 4
+"""Sizes are multiples of 4, and of 4 for each of two or four threads: what a thread takes of an array then has no end
+either, if there are multiples of 8 numbers for each case."""
 _MORE = 8
 """So many steps beyond what was asked for are tried."""
 _ENOUGH = 32
@@ -57,9 +59,10 @@ def alike_sizes(trials: Sequence[RowTrial], device: torch.device, most: int, siz
     """
     if most <= 1:
         return (1,)
-    first = _STEP * -(-(most + SPARE) // _STEP)
-    step = _STEP * -(-first // (_STEP * 2 * (sizes - 1)))
-    for largest in range(first, first + _MORE * _STEP + 1, _STEP):
+    unit = _STEP * min(_MOST_THREADS, 1 << (torch.get_num_threads() - 1).bit_length())
+    first = unit * -(-(most + SPARE) // unit)
+    step = unit * -(-first // (unit * 2 * (sizes - 1)))
+    for largest in range(first, first + _MORE * _STEP + 1, unit):
         left = {*range(largest - step, SPARE, -step)[: sizes - 1], largest}
         for trial in trials:
             left &= _alike_in(trial, device, left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,6 +17,9 @@ from fedgraft.common.models.ensemble import without_an_end
 from fedgraft.common.study.stages.losses import Loss, PluggedLoss, Supervised
 
 Outputs = Mapping[str, Tensor]
+
+_ONE_THREADS = 1 << 15
+"""Arrays of up to so many numbers are not shared among threads: at::internal::GRAIN_SIZE in torch."""
 
 
 class PrivateLosses:
@@ -35,6 +38,10 @@ class PrivateLosses:
 
     def by_case(self, outputs: Outputs, targets: Outputs) -> Tensor:
         """Each case's loss, (N,)."""
+        parts = [self._by_case(*part) for part in _in_parts(outputs, targets)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _by_case(self, outputs: Outputs, targets: Outputs) -> Tensor:
         count = len(next(iter(outputs.values())))
         outputs, targets = _without_an_end(outputs), _without_an_end(targets)
         parts = [part(outputs, targets) for _, part in self._parts]
@@ -50,9 +57,8 @@ class PrivateLosses:
         In closed form for the supervised loss; of others a pass backwards through the loss alone.
         """
         if self._is_supervised:
-            count, whole = len(batch.inputs), replace(batch, targets=_without_an_end(batch.targets))
-            found = private_heads.errors(_without_an_end(outputs), whole, self._tasks)
-            return {task: slope[:, :count] for task, slope in found.items()}
+            found = [self._slopes(*part, batch) for part in _in_parts(outputs, batch.targets)]
+            return {task: torch.cat([own[task] for own in found], dim=1) for task in outputs}
         with torch.enable_grad():
             free = {task: value.detach().requires_grad_() for task, value in outputs.items()}
             losses = self.by_case(free, batch.targets)
@@ -61,6 +67,22 @@ class PrivateLosses:
             task: (torch.zeros_like(value) if slope is None else slope).T.contiguous()
             for (task, value), slope in zip(free.items(), gradients, strict=True)
         }
+
+    def _slopes(self, outputs: Outputs, targets: Outputs, batch: Batch) -> dict[str, Tensor]:
+        count = len(next(iter(outputs.values())))
+        whole = replace(batch, targets=_without_an_end(targets))
+        found = private_heads.errors(_without_an_end(outputs), whole, self._tasks)
+        return {task: slope[:, :count] for task, slope in found.items()}
+
+
+def _in_parts(outputs: Outputs, targets: Outputs) -> Iterator[tuple[Outputs, Outputs]]:
+    """Cases in parts of which one thread works out each: where a thread's share ends is an end as well."""
+    count = len(next(iter(outputs.values())))
+    numbers = max(own[0].numel() for own in outputs.values()) if count else 1
+    size = max(1, _ONE_THREADS // (32 * numbers)) * 32
+    for start in range(0, max(count, 1), size):
+        here = slice(start, start + size)
+        yield {task: own[here] for task, own in outputs.items()}, {task: own[here] for task, own in targets.items()}
 
 
 def _without_an_end(of_cases: Outputs) -> dict[str, Tensor]:
