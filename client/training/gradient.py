@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -86,7 +86,7 @@ def _train(
     objective = Objective(Visit(local_model, spec, changes, round_context, loader, weights))
     loss_sum, seen = torch.zeros((), device=local_model.device), 0
     body = local_model.compiled if local_model.compiled and not loader.seen else loader.body(local_model.model)
-    with dropout_seeded(local_model, derive(round_context.seed, "dropout")):
+    with dropout_seeded(local_model, partial(torch.manual_seed, derive(round_context.seed, "dropout"))):
         for step, pair in enumerate(pairs(loader, groups, spec, round_context)):
             counted = step // ahead.length / (len(groups) // ahead.length)
             progress = (round_context.round - 1 + counted) / round_context.rounds
@@ -208,12 +208,12 @@ def _class_weights(local_model: LocalModel, loader: Loader, spec: Gradient, indi
 
 
 @contextlib.contextmanager
-def dropout_seeded(local_model: LocalModel, seed: int) -> Iterator[None]:
-    """Dropout knows only torch's global stream: lend it a seeded one, and give the old one back."""
+def dropout_seeded(local_model: LocalModel, seed: Callable[[], object]) -> Iterator[None]:
+    """Dropout knows only torch's global streams: let `seed` say where these begin, and give the old ones back."""
     if not local_model.model.needs_dropout_rng:
         yield
         return
     devices = [local_model.device] if local_model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        seed()
         yield

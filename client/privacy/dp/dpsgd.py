@@ -80,12 +80,12 @@ def train_private(
     _refuse_moving_statistics(local_model.model)
     optimiser = optimiser_for(local_model, spec, changes)
     rates = [group["lr"] for group in optimiser.param_groups]
-    draw = torch.Generator().manual_seed(secret.seed())
+    draw = secret.generator()
     at_once = max(spec.batch_size, _FEATURES_AT_ONCE) if loader.seen else spec.batch_size
     at_once = min(at_once, _seldom_more(private.sample_rate * expected * private.augmentation_multiplicity))
     parameters = [local_model.parameters[key] for key in changes]
     groups = PrivateMicrobatches(partial(attached, local_model, loader, changes, private, spec.losses), at_once)
-    with full_precision(), groups, dropout_seeded(local_model, secret.seed()):
+    with full_precision(), groups, dropout_seeded(local_model, secret.seed_torch):
         for step in range(steps):
             drawn = draw_units(len(units), private.sample_rate)
             rows = lots.rows(drawn, private.augmentation_multiplicity, augmented=spec.augment is not None)

@@ -24,6 +24,9 @@ _PIECE = 1 << 15
 _PIECE_ON_DEVICE = 1 << 24
 """The same where each operation has to be started on a device, which takes longer than a few numbers are worth."""
 
+_HEAD, _STATE = 24, 624
+"""Of the state of a generator of torch on the CPU: bytes before the words of the Mersenne twister, and their number."""
+
 _WITHOUT_SIGN = (1 << 63) - 1
 
 
@@ -63,9 +66,25 @@ def normals(count: int, device: torch.device | None = None, deviation: float = 1
         yield drawn[: count - start]
 
 
-def seed() -> int:
-    """A 63-bit seed for a generator whose draws need only be unknown to others, such as that of augmentation."""
-    return int.from_bytes(_key()[:8], "big") >> 1
+def generator() -> torch.Generator:
+    """One of torch's generators on the CPU, for draws that need only be unknown to others, such as augmentation's.
+
+    Of a seed torch takes 32 bits there (of `5` and `5 + 2**32` come the same numbers): whoever sees enough of what was
+    done with the draws could try all. So all 624 words of its state are drawn.
+    """
+    made = torch.Generator().manual_seed(0)
+    state = made.get_state()
+    words = state[_HEAD : _HEAD + 8 * _STATE].view(torch.int64)
+    words.copy_(Words(_STATE).next().bitwise_and(0xFFFFFFFF))
+    made.set_state(state)
+    return made
+
+
+def seed_torch() -> None:
+    """Let torch's global streams, which dropout draws from, begin where nobody knows."""
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(int.from_bytes(_key()[:8], "big") >> 1)  # all of its bits count there
+    torch.set_rng_state(generator().get_state())
 
 
 class Words:

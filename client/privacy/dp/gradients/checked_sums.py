@@ -86,8 +86,7 @@ def squared_error(
 
 
 def _drawn(numbers: int, like: Tensor) -> Tensor:
-    draw = torch.Generator().manual_seed(secret.seed())
-    return torch.randn((numbers, _DIRECTIONS), generator=draw, dtype=torch.float64).to(like.device)
+    return torch.randn((numbers, _DIRECTIONS), generator=secret.generator(), dtype=torch.float64).to(like.device)
 
 
 def _places(layer: nn.Conv2d, mixed: Tensor, groups: int) -> Tensor:

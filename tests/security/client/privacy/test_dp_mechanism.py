@@ -297,5 +297,23 @@ def test_noise_is_gaussian_in_its_tails() -> None:
         share = math.erfc(deviations / math.sqrt(2))
         spread = 6 * math.sqrt(share / len(drawn))
         assert np.mean(np.abs(drawn) > deviations) == pytest.approx(share, abs=spread)
-    assert secret.seed() != secret.seed()
+    assert not torch.equal(secret.generator().get_state(), secret.generator().get_state())
     assert secret.uniform(0).shape == secret.normal(0).shape == (0,)
+
+
+def test_draws_that_move_a_sum_come_of_more_than_32_bits() -> None:
+    """Augmentation and dropout go by place, so one patient more shifts them: whoever could try all seeds would see."""
+    one, other = (torch.rand(4, generator=torch.Generator().manual_seed(5 + more)) for more in (0, 2**32))
+    assert torch.equal(one, other), "torch takes 32 bits of a seed"
+    states = [secret.generator().get_state().view(torch.int64)[3 : 3 + 624] for _ in range(2)]
+    assert all(int(state.min()) >= 0 and int(state.max()) < 2**32 for state in states)
+    assert int((states[0] != states[1]).sum()) > 600
+    drawn = torch.rand(200_000, generator=secret.generator(), dtype=torch.float64)
+    assert abs(float(drawn.mean()) - 0.5) < 0.005
+    assert abs(float(drawn.std()) - 12**-0.5) < 0.005
+    with torch.random.fork_rng(devices=[]):
+        masks = []
+        for _ in range(2):
+            secret.seed_torch()
+            masks.append(torch.nn.functional.dropout(torch.ones(64)))
+    assert not torch.equal(*masks)
