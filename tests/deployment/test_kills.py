@@ -96,7 +96,7 @@ def test_twenty_kills_over_one_study_change_nothing(federation, make_study, thre
     assert same_weights(federation.root / "twenty", simulate(study, three, tmp_path / "run")), str(kills)
 
 
-def told(federation: Federation, out: str, kind: str) -> int:
+def event_of(federation: Federation, out: str, kind: str) -> int:
     return sum(event["event"] == kind for event in federation.events(out))
 
 
@@ -116,10 +116,10 @@ def test_a_server_that_is_killed_while_it_greets_waits_for_all_that_were_there(f
     federation.processes["server"].wait()
     time.sleep(GONE_S)
     federation.start_server()
-    until(lambda: told(federation, "greeted", "greeting") == 2, 180, "the run to begin again")
+    until(lambda: event_of(federation, "greeted", "greeting") == 2, 180, "the run to begin again")
     until(lambda: online(federation) == {"east", "south"}, 180, "the others")
     time.sleep(3)  # the run looks twice a second
-    assert not told(federation, "greeted", "greeted"), federation.output("greeted")
+    assert not event_of(federation, "greeted", "greeted"), federation.output("greeted")
     late.send_signal(signal.SIGCONT)
     assert process.wait(300) == 0, federation.output("greeted")
     assert [row["missing"] for row in federation.history("greeted")] == [{}] * 4
