@@ -14,6 +14,7 @@ MAY_SKIP = {
     "tests/gpu/test_gpu.py": "there is no CUDA device",
     "tests/gpu/test_gpu_methods.py": "there is no CUDA device",
     "tests/security/client/preflight/test_way_out.py": "this machine has no IPv6",
+    "tests/security/client/privacy/test_last_digits.py": "this machine's library sums any number of rows in one order",
     "tests/unit/common/models/test_efficientnet_lite.py": "$FEDGRAFT_REAL_DATA is not set",
     "tests/simulation/test_documentation.py": "$FEDGRAFT_REAL_DATA is not set",
     "tests/simulation/simulations/real_data/test_heart.py": "$FEDGRAFT_REAL_DATA is not set",

@@ -39,13 +39,15 @@ def tell_tale(width: int) -> tuple[Tensor, Tensor, Tensor]:
     """A head, its bias and features for which some number of rows gives other answers than another."""
     draw = torch.Generator().manual_seed(0)
     seen = torch.rand(width, generator=draw) + 0.5
-    for _ in range(100_000):
+    for _ in range(20_000):
         weight = torch.randn(3, width, generator=draw) * 1e10
         weight[1:] = 0
         bias = torch.zeros(3)
         bias[0] = -float((weight[0].double() * seen.double()).sum())
         signs = answers_by_count(weight, bias, seen)
-        if all(len(set(own.tolist())) == 1 for own in signs.values()) and len({bool(s[0]) for s in signs.values()}) > 1:
+        if all(len(set(own.tolist())) == 1 for own in signs.values()) and any(
+            bool(signs[less][0]) != bool(signs[n][0]) for less, n in pairwise(COUNTS) if less > 3 * (n - less)
+        ):
             return weight, bias, seen
     pytest.skip("this machine's library sums any number of rows in one order")
 
