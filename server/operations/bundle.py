@@ -27,6 +27,7 @@ run = ""
 engine = ""
 synthetic = false
 ask = false
+mark = ""
 patience_s = 0.0
 away_s = 0.0
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ssl
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.run_pb2 import Run
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -33,6 +34,13 @@ from fedgraft.server.provisioning.home import ServerHome, expired
 
 HEARTBEATS = 2
 """How many heartbeats a site may miss before Flower calls it offline."""
+
+_PAGE = 1000
+"""So many runs are asked for at a time; Flower tells of the newest 20 unless it is told otherwise."""
+
+
+class UnansweredError(RunError):
+    """The server did not answer: whether it has done what it was asked for is not known."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Node:
 
 
 class RunControl:
-    """A connection to a running server. RunError if there is none, or if it refuses."""
+    """A connection to a running server. UnansweredError if there is none, RunError if it refuses."""
 
     def __init__(self, home: ServerHome) -> None:
         self._home = home
@@ -68,7 +76,7 @@ class RunControl:
         if isinstance(error, httpx.TransportError):
             if over := expired(self._home):
                 raise RunError(f"The server of {self._home.path} cannot be spoken with: {over[0]}") from None
-            raise RunError(
+            raise UnansweredError(
                 f"The server of {self._home.path} does not answer.", fix="Start it with `fedgraft server start`."
             ) from None
         if isinstance(error, httpx.HTTPStatusError):
@@ -97,24 +105,35 @@ class RunControl:
         """Shut a site out: its key no longer counts."""
         self._client.UnregisterNode(UnregisterNodeRequest(node_id=node.id))
 
-    def start(self, run: Path, waits: Mapping[str, float], *, asks: bool = False) -> int:
+    def start(self, run: Path, waits: Mapping[str, float], *, asks: bool = False, mark: str = "") -> int:
         """Start the run in a folder, which waits so long for sites that are away; or one that only asks them.
 
-        Flower's number for it.
+        Flower's number for it. By its mark it can be found if nobody hears that number: see `started`.
         """
         content = bundle()
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        config = user_config_to_proto({"run": str(run), "engine": "deployed", "ask": asks, **waits})
+        config = user_config_to_proto({"run": str(run), "engine": "deployed", "ask": asks, "mark": mark, **waits})
         answer = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab), override_config=config))
         if not answer.HasField("run_id"):
             raise RunError("The server did not start the run.", fix=f"See {self._home.logs}.")
         return int(answer.run_id)
 
+    def started(self, mark: str) -> int | None:
+        """The number of the run that was started with this mark; None if there is none."""
+        found = (number for number, run in self._runs() if run.override_config["mark"].string == mark)
+        return next(found, None)
+
     def states(self) -> Mapping[int, str]:
         """Each run's state in Flower's words: pending, starting, running, finished:completed, finished:failed, ..."""
-        return {
-            int(number): str(_state(run)) for number, run in self._client.ListRuns(ListRunsRequest()).run_dict.items()
-        }
+        return {number: _state(run) for number, run in self._runs()}
+
+    def _runs(self) -> Iterator[tuple[int, Run]]:
+        """All runs that the server knows, by number, the newest first."""
+        seen, page = 0, _PAGE
+        while page == _PAGE:
+            found = self._client.ListRuns(ListRunsRequest(limit=_PAGE, skip=seen)).run_dict
+            yield from sorted(found.items(), key=lambda item: item[1].pending_at, reverse=True)
+            seen, page = seen + len(found), len(found)
 
     def state(self, number: int) -> tuple[str, str]:
         """One run's state, and details about it."""
@@ -137,6 +156,6 @@ def bundle() -> bytes:
         return bytes(build_fab_from_disk(app))
 
 
-def _state(run: object) -> str:
-    status = run.status  # type: ignore[attr-defined]  # a generated class
+def _state(run: Run) -> str:
+    status = run.status
     return f"{status.status}:{status.sub_status}" if status.sub_status else str(status.status)

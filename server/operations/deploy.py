@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import private_folder, write_json
 from fedgraft.common.study.study import Study
 from fedgraft.server.fleet.presence import AWAY_S, PATIENCE_S
-from fedgraft.server.operations.control import RunControl
+from fedgraft.server.operations.control import RunControl, UnansweredError
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.runs.run_folder import REASON, RunFolder
 
@@ -73,7 +74,7 @@ def ask_sites(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
     out = out.resolve()
     _wait_for_sites(home, RunFolder(out), wait, say)
     with private_folder(out):
-        number = _start(home, out, wait, asks=True)
+        number = _start(home, out, wait, say, asks=True)
         state, details = _follow(home, number, RunFolder(out), wait)
         found = RunFolder(out).agreement()
         if found is None or not state.startswith("finished"):
@@ -85,7 +86,7 @@ def ask_sites(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
 def _carried_out(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> Path:
     tries, reached = 0, -1
     while True:
-        number = _start_again(home, out, wait) if tries else _start(home, out, wait)
+        number = _start(home, out, wait, say, again=tries > 0)
         say(f"run {number} in {out}")
         state, details = _follow(home, number, RunFolder(out), wait)
         if state == "finished:completed" and (out / "result.json").is_file():
@@ -132,25 +133,36 @@ def _wait_for_sites(home: ServerHome, run: RunFolder, wait: Wait, say: Callable[
         time.sleep(_POLL_S)
 
 
-def _start(home: ServerHome, out: Path, wait: Wait, *, asks: bool = False) -> int:
+def _start(
+    home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None], *, again: bool = False, asks: bool = False
+) -> int:
+    """Start the process of a run; `again` if it was interrupted: what did that may take the server away once more."""
     (out / "result.json").unlink(missing_ok=True)
-    with RunControl(home) as control:
-        number = control.start(out, {"patience_s": float(wait.patience_s), "away_s": float(wait.away_s)}, asks=asks)
+    number = _begun(home, out, wait, say, again=again, asks=asks)
     RunFolder(out).started_as(number)
     if not asks:  # there is nothing to watch, and nothing to continue
         write_json(home.studies / f"{number}.json", {"run": str(out)})
     return number
 
 
-def _start_again(home: ServerHome, out: Path, wait: Wait) -> int:
-    """As `_start`, for a run that was interrupted: what did that may take the server away once more."""
-    ends = time.monotonic() + max(_SERVER_S, wait.patience_s)
+def _begun(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None], *, again: bool, asks: bool) -> int:
+    """The number of a run that is started once, also where the server goes away before it has told the number.
+
+    Were it started twice, the second process would find the folder taken, and the study would end with that.
+    """
+    mark, unanswered, ends = secrets.token_hex(8), False, time.monotonic() + max(_SERVER_S, wait.patience_s)
+    waits = {"patience_s": float(wait.patience_s), "away_s": float(wait.away_s)}
     while True:
         try:
-            return _start(home, out, wait)
-        except RunError:
-            if time.monotonic() > ends:
+            with RunControl(home) as control:
+                known = control.started(mark) if unanswered else None
+                return control.start(out, waits, asks=asks, mark=mark) if known is None else known
+        except RunError as error:
+            if not (again or isinstance(error, UnansweredError)) or time.monotonic() > ends:
                 raise
+            if isinstance(error, UnansweredError) and not unanswered:
+                say("the server does not answer; waiting for it")
+                unanswered = True
         time.sleep(_POLL_S)
 
 
@@ -158,8 +170,9 @@ def _follow(home: ServerHome, number: int, folder: RunFolder, wait: Wait) -> tup
     """Wait for the run's end; Flower's word for it, and for its reason.
 
     Flower notices only after a minute that the process of a run was killed; that its folder is free shows it at once.
+    Such a run is stopped, and goes on under another number; a run that somebody else stopped does not.
     """
-    heard, worked, lost = time.monotonic(), False, False
+    heard, worked, lost, stopping = time.monotonic(), False, False, False
     while True:
         try:
             # One connection for as long as it holds: TLS anew for every question would cost more than its answer.
@@ -168,14 +181,19 @@ def _follow(home: ServerHome, number: int, folder: RunFolder, wait: Wait) -> tup
                     at_work = folder.is_taken()
                     lost, worked = not at_work and (lost or worked), at_work
                     state, details = control.state(number)
+                    if stopping and state == "finished:stopped":
+                        return "killed", ""
                     if lost and not state.startswith("finished"):
+                        stopping = True
                         control.stop(number)
                         return "killed", ""
                     heard = time.monotonic()
                     if state.startswith("finished"):
                         return state, details
                     time.sleep(_POLL_S)
-        except RunError:
+        except RunError as error:
+            # What is not answered may have been done. A refusal says that the run was over before.
+            stopping = stopping and isinstance(error, UnansweredError)
             if time.monotonic() - heard > max(_SERVER_S, wait.patience_s):
                 raise
         time.sleep(_POLL_S)

@@ -20,6 +20,9 @@ from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.runs.run_folder import RunFolder, run_of
 
+_UNKNOWN = "unknown"
+"""The state of a run that the server has no record of."""
+
 
 @dataclass(frozen=True)
 class SiteRow:
@@ -74,7 +77,7 @@ def runs(home: ServerHome) -> list[RunRow]:
     for path in reversed(oldest_first(home.studies.glob("*.json"))):
         number, folder = int(path.stem), run_of(path)
         if folder not in rows and Path(folder).is_dir():
-            state = states.get(number, "unknown")
+            state = states.get(number, _UNKNOWN)
             try:
                 rows[folder] = _row(number, state, Path(folder))
             except InputError as error:  # one damaged folder hides no other
@@ -114,7 +117,7 @@ def _described(number: int, state: str, folder: Path, study: Study, history: lis
     return RunRow(
         number=number,
         state=state,
-        status=_status(state, folder / "result.json"),
+        status=_status(state, RunFolder(folder)),
         folder=str(folder),
         study=study.name,
         exchange=last["exchange"],
@@ -126,12 +129,15 @@ def _described(number: int, state: str, folder: Path, study: Study, history: lis
     )
 
 
-def _status(state: str, result: Path) -> str:
-    if not state.startswith("finished"):
-        return "running"
-    if state == "finished:completed" and result.is_file():
+def _status(state: str, folder: RunFolder) -> str:
+    result = folder.path / "result.json"
+    if state in ("finished:completed", _UNKNOWN) and result.is_file():
         with understood(result, "the result of a run"):
             return str(read_json(result).get("status", "completed"))
+    if state == _UNKNOWN:  # by a server that began anew
+        return "running" if folder.is_taken() else "stopped"
+    if not state.startswith("finished"):
+        return "running"
     return "stopped" if state == "finished:stopped" else "failed"
 
 

@@ -2,124 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
-import uvicorn
-from flwr.proto.control_pb2 import ListNodesResponse, ListRunsResponse, StartRunResponse, StopRunResponse
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.proto.run_pb2 import Run, RunStatus
 
 from fedgraft.common.base.errors import InputError, ResumeError, RunError
-from fedgraft.common.study.study import Study, parse_study
 from fedgraft.server.operations import deploy, overview
 from fedgraft.server.operations.deploy import Wait, prepare, run_study
-from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.home import Enrolled, OldKey, ServerHome
-from fedgraft.server.provisioning.provision import Authority
 from fedgraft.server.runs.run_folder import REASON, RunFolder
-from helpers.ports import free_port
+from helpers.scripted_control import SITES
 
-STUDY = {
-    "name": "test",
-    "tasks": [{"name": "cls", "classes": ["a", "b"]}],
-    "input": {"kind": "image", "size": 32},
-    "model": {"backbone": "slim_resnet", "weights": None},
-    "method": {"name": "fedavg", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}},
-}
 READY = Wait(2, 5.0)
-SITES = ("north", "south")
-
-
-class Control:
-    """Flower's Control API from a script: the end of each run that is started, (sub status, details), in order."""
-
-    def __init__(self, home: ServerHome) -> None:
-        self.ends: list[tuple[str, str]] = []
-        self.online, self.started, self.stopped = 2, 0, 0
-        self.status = "finished"
-        self.followed: set[object] = set()
-        """The connections over which a run's state was asked for."""
-        self.nodes: list[NodeInfo] = []
-        files = {"ssl_certfile": str(home.inner[0]), "ssl_keyfile": str(home.inner[1])}
-        config = uvicorn.Config(
-            self, port=home.facts().server.inner_port, log_config=None, lifespan="off", ws="none", **files
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()), daemon=True)
-        self._thread.start()
-        while not self._server.started:
-            threading.Event().wait(0.02)
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        while (await receive()).get("more_body"):
-            pass
-        if scope["path"].endswith("list-runs"):
-            self.followed.add(scope["client"])
-        body = self._answer(scope["path"].rpartition("/")[2]).SerializeToString()
-        headers = [(b"content-type", b"application/x-protobuf")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    def _answer(self, call: str) -> Any:
-        if call == "list-nodes":
-            nodes = [
-                NodeInfo(node_id=n + 1, name=name, status="online" if n < self.online else "offline")
-                for n, name in enumerate(SITES)
-            ]
-            return ListNodesResponse(nodes_info=self.nodes or nodes)
-        if call == "start-run":
-            self.started += 1
-            return StartRunResponse(run_id=self.started)
-        if call == "stop-run":
-            self.stopped += 1
-            return StopRunResponse(success=True)
-        how, details = self.ends[min(self.started, len(self.ends)) - 1]
-        status = RunStatus(status=self.status, sub_status=how if self.status == "finished" else "", details=details)
-        return ListRunsResponse(run_dict={self.started: Run(run_id=self.started, status=status)})
-
-    def close(self) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join()
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> ServerHome:
-    kits = tmp_path_factory.mktemp("kits") / "kits"
-    server = {"host": "localhost", "port": free_port(), "inner_port": free_port()}
-    Authority(kits).provision(
-        Consortium.model_validate({"name": "trial", "server": server, "sites": ["north", "south"]})
-    )
-    made = Authority(kits).home
-    made.studies.mkdir()
-    return made
-
-
-@pytest.fixture
-def control(home: ServerHome, monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
-    monkeypatch.setattr(deploy, "_POLL_S", 0.02)
-    monkeypatch.setattr(deploy, "_PAUSE_S", 0.05)
-    made = Control(home)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def study() -> Study:
-    return parse_study(STUDY, "test")
-
-
-@pytest.fixture
-def run(study: Study, tmp_path: Path) -> Path:
-    prepare(study, SITES, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def test_a_run_that_failed_for_a_reason_of_its_own_is_not_tried_again(home, control, run):
