@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from fedgraft.client.attacks import attack_target as audit
-from fedgraft.client.privacy.dp import secret, units
+from fedgraft.client.privacy.dp import dpsgd, secret, units
 from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.augment import augment
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
@@ -317,3 +318,28 @@ def test_draws_that_move_a_sum_come_of_more_than_32_bits() -> None:
             secret.seed_torch()
             masks.append(torch.nn.functional.dropout(torch.ones(64)))
     assert not torch.equal(*masks)
+
+
+def of_a_seed(state: torch.Tensor) -> bool:
+    """Whether a generator was set by a seed: its first word is 32 bits of that, and all others follow from it."""
+    words = state.view(torch.int64)[3 : 3 + 624]
+    return torch.equal(words, torch.Generator().manual_seed(int(words[0])).get_state().view(torch.int64)[3 : 3 + 624])
+
+
+def test_private_training_draws_from_no_seed(attack_target: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What augments, and what dropout goes by: whoever tries all seeds finds none that it began with."""
+    local_model, loader = attack_target("efficientnet_b0")
+    augmented, dropped = list[torch.Tensor](), list[torch.Tensor]()
+
+    def watched(inputs: torch.Tensor, spec: Augment, draw: torch.Generator) -> torch.Tensor:
+        augmented.append(draw.get_state())
+        return augment(inputs, spec, draw)
+
+    monkeypatch.setattr(dpsgd, "augment", watched)
+    layer = next(part for part in local_model.model.modules() if isinstance(part, torch.nn.Conv2d))
+    layer.register_forward_pre_hook(lambda *_: dropped.append(torch.get_rng_state()) if augmented else None)
+    spec = private_work(augment=Augment())
+    train_private(local_model, loader, OWN, spec, trainable(local_model), NOW)
+    assert of_a_seed(torch.Generator().manual_seed(7 + 2**40).get_state()), "so would a seed be seen"
+    assert not of_a_seed(augmented[0])
+    assert not of_a_seed(dropped[0])
