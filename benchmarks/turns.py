@@ -1,11 +1,12 @@
 """Rounds in turns: processes that wait for each other after every round, so that a busy machine is as busy for each.
 
     python -m benchmarks.turns light --rounds 20 [--before CHECKOUT]
+    python -m benchmarks.turns payload --rounds 12
     python -m benchmarks.turns resnet18 --rounds 40 --before CHECKOUT
 
-Processor time of a site and round, of whole rounds from the begin of one exchange to that of the next. `light` has the
-hand-written loop beside it; a backbone's name asks for heads on kept features, as `benchmarks.heads` has them. Ratios
-are of the same turn, to the first contestant; the first three rounds do not count.
+Processor time of a site and round, of whole rounds from the begin of one exchange to that of the next. A workload
+(light, payload, heavy) has the hand-written loop beside it; a backbone's name asks for heads on kept features, as
+`benchmarks.heads` has them. Ratios are of the same turn, to the first contestant; the first three rounds do not count.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 SKIPPED = 3
-LIGHT = "light"
 
 
 def sites_of(what: str) -> int:
@@ -31,7 +31,7 @@ def sites_of(what: str) -> int:
     from benchmarks.heads import SITES
     from benchmarks.workloads import WORKLOADS
 
-    return WORKLOADS[LIGHT].sites if what == LIGHT else SITES
+    return WORKLOADS[what].sites if what in WORKLOADS else SITES
 
 
 def contestant(kind: str, what: str, rounds: int, folder: Path) -> None:
@@ -39,7 +39,7 @@ def contestant(kind: str, what: str, rounds: int, folder: Path) -> None:
     import torch
 
     from benchmarks import contestants, heads
-    from benchmarks.workloads import CENTRAL, Workload, study, workload, write
+    from benchmarks.workloads import CENTRAL, WORKLOADS, Workload, study, workload, write
     from fedgraft.server.rounds.rounds import Coordinator
     from fedgraft.simulations.engines.run import Engine, Hospitals, simulate
 
@@ -65,11 +65,11 @@ def contestant(kind: str, what: str, rounds: int, folder: Path) -> None:
 
     if kind == "loop":
         contestants.Average = at_each_call(contestants.Average)  # type: ignore[assignment, misc]
-        contestants.loop(workload(LIGHT, rounds, None), folder)
+        contestants.loop(workload(what, rounds, None), folder)
         return
     Coordinator._exchange = at_each_call(Coordinator._exchange)  # type: ignore[method-assign]
-    if what == LIGHT:
-        asked, hospitals = study(workload(LIGHT, rounds, None)), write(workload(LIGHT, rounds, None), folder)
+    if what in WORKLOADS:
+        asked, hospitals = study(workload(what, rounds, None)), write(workload(what, rounds, None), folder)
     else:
         cohorts = write(Workload("heads", sites=heads.SITES, train=64, size=32, backbone=""), folder).cohorts
         asked = heads.study(what, rounds)
@@ -88,7 +88,7 @@ def start(kind: str, checkout: Path, what: str, rounds: int, folder: Path) -> su
 def main() -> None:
     """Print a line for each contestant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", help="light, or a backbone whose heads are trained")
+    parser.add_argument("what", help="a workload, or a backbone whose heads are trained")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--before", type=Path, help="another checkout, to compare with")
     parser.add_argument("--as", dest="kind", help=argparse.SUPPRESS)
@@ -97,18 +97,19 @@ def main() -> None:
     if asked.kind:
         contestant(asked.kind, asked.what, asked.rounds, asked.folder)
         return
+    from benchmarks.workloads import WORKLOADS, arrays, workload
+
     here = Path(__file__).parents[1]
-    names = ["loop"] if asked.what == LIGHT else []
+    names = ["loop"] if asked.what in WORKLOADS else []
     places = dict.fromkeys(names, here) | ({"before": asked.before.resolve()} if asked.before else {}) | {"now": here}
     with tempfile.TemporaryDirectory(prefix="fedgraft-bench-") as temporary:
         folder = (asked.folder or Path(temporary)).resolve()
-        if asked.what == LIGHT:
+        if asked.what in WORKLOADS:
             from benchmarks.bench_cnn import register
-            from benchmarks.workloads import arrays, workload
 
             register()
             os.environ["FEDGRAFT_HOME"] = str(folder / "home")
-            arrays(workload(LIGHT, 1, None), folder)
+            arrays(workload(asked.what, 1, None), folder)
         running = {n: start(n, place, asked.what, asked.rounds + 1, folder) for n, place in places.items()}
         took: dict[str, list[float]] = {name: [] for name in running}
         for _ in range(asked.rounds):
