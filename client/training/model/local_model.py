@@ -11,6 +11,8 @@ import torch
 from fedgraft.client.training.device.alike import Sizes
 from fedgraft.client.training.device.compiled import Compiled
 from fedgraft.common.methods.memory.method import Ground
+from fedgraft.common.models.architecture import blueprint
+from fedgraft.common.models.backbones.named import ships
 from fedgraft.common.models.initialise import make_model, make_teacher
 from fedgraft.common.models.model import TransferModel, state_arrays
 from fedgraft.common.protocol.instructions import Arrays, Digests, Interned
@@ -50,6 +52,17 @@ def leave_gradient(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> Non
     parameter.grad = gradient
 
 
+_ALIKE: dict[Hashable, Sizes] = {}
+
+
+def _kind(study: Study) -> Hashable:
+    """Equal for studies whose models are the same but for their entries, if they are made of code that ships alone."""
+    made_by = blueprint(study, study.model)
+    if made_by.plugins or not all(map(ships, made_by.base_models or (made_by.backbone,))):
+        return object()
+    return made_by.model_dump_json()
+
+
 class LocalModel:
     """The model, its tags, and which arrays lie in it now, so that entries that stay are not copied again."""
 
@@ -79,7 +92,7 @@ class LocalModel:
         }
         self._loaded: dict[str, np.ndarray] = {}
         self._study = study
-        self._alike: dict[Hashable, Sizes] = {}
+        self._kind = _kind(study)
         self._teachers: dict[Teacher, TransferModel] = {}
 
     def teacher(self, teacher: Teacher) -> TransferModel:
@@ -103,11 +116,14 @@ class LocalModel:
         return {} if teacher is None else state_arrays(make_teacher(self._study, teacher))
 
     def alike(self, work: Hashable, look: Callable[[], Sizes]) -> Sizes:
-        """Sizes of passes for some kind of work, see `alike_sizes`: as `look` finds them the first time."""
-        key = work, torch.get_num_threads()
-        if key not in self._alike:
-            self._alike[key] = look()
-        return self._alike[key]
+        """Sizes of passes for some kind of work, see `alike_sizes`: as `look` finds them the first time in a process.
+
+        They depend on the machine and on all that decides a model but its entries.
+        """
+        key = self._kind, str(self.device), torch.get_num_threads(), work
+        if key not in _ALIKE:
+            _ALIKE[key] = look()
+        return _ALIKE[key]
 
     def load(self, arrays: Arrays) -> None:
         """Put `arrays` (all entries of the model, right shapes) into the model."""

@@ -132,3 +132,25 @@ def test_layers_with_few_numbers_are_looked_at_for_longer() -> None:
     assert alike_sizes(found, CPU, 32, 2) == (1,)
     whole = RowTrial(lambda inputs: [model[:2](inputs)], (300,))
     assert alike_sizes([whole], CPU, 32, 2)[-1] >= 36, "nothing is the matter before"
+
+
+def test_sizes_are_looked_for_once_in_a_process_for_models_that_differ_in_their_entries_alone(
+    make_study: MakeStudy,
+) -> None:
+    looked: list[object] = []
+    one, other = object(), object()
+
+    def found(work: object, **facts: object) -> tuple[int, ...]:
+        return LocalModel(make_study(**facts), CPU).alike(work, lambda: looked.append(work) or (len(looked),))
+
+    first, again, other_work = found(one), found(one, seed=9), found(other)
+    assert (first, again, other_work) == ((1,), (1,), (2,))
+    assert found(one, model={"backbone": "slim_resnet_gn", "weights": None}) == (3,)
+    assert found(one, tasks=[{"name": "cls", "classes": ["a", "b", "c", "d", "e"]}]) == (4,)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert found(one) == (5,)
+    finally:
+        torch.set_num_threads(threads)
+    assert found(one) == (1,)
