@@ -147,7 +147,7 @@ class Gradient(Value):
 
     `schedule` runs over all the rounds of the stage. `backbone_lr_factor` multiplies the rate of everything that is
     not a head. `fixed_norm_stats` leaves running statistics as received (FixBN). With `private`, `batch_size` says how
-    many images are worked on at a time, or hardly more, for memory alone.
+    many images are worked on at a time, and a quarter more, for memory alone.
     """
 
     kind: Literal["gradient"] = "gradient"

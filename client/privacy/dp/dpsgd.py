@@ -81,7 +81,8 @@ def train_private(
     optimiser = optimiser_for(local_model, spec, changes)
     rates = [group["lr"] for group in optimiser.param_groups]
     draw = secret.generator()
-    at_once = max(spec.batch_size, _FEATURES_AT_ONCE) if loader.seen else spec.batch_size
+    # As many as a step has on average would do for half of the steps, and the others had two half-empty passes.
+    at_once = max(spec.batch_size, _FEATURES_AT_ONCE) if loader.seen else spec.batch_size * 5 // 4
     at_once = min(at_once, _seldom_more(private.sample_rate * expected * private.augmentation_multiplicity))
     parameters = [local_model.parameters[key] for key in changes]
     groups = PrivateMicrobatches(partial(attached, local_model, loader, changes, private, spec.losses), at_once)

@@ -34,7 +34,7 @@ from fedgraft.common.study.stages.training import Private
 
 _log = logging.getLogger("fedgraft.site")
 
-_AT_ONCE, _SIZES = 32, 6
+_AT_ONCE, _SIZES = 32, 8
 
 
 @dataclass(frozen=True)

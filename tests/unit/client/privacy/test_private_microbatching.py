@@ -49,7 +49,7 @@ class Gpu:
 @pytest.mark.parametrize("way", ["forward", "backward"])
 def test_a_small_gpu_gives_the_sums_of_a_large_one(attack_target: MakeModel, mode: str, way: str, caplog) -> None:
     local_model, loader = attack_target()
-    spec = quiet(steps=3, max_grad_norm=0.5, mode=mode, batch_size=32)
+    spec = quiet(steps=3, max_grad_norm=0.5, mode=mode, batch_size=26)  # and a quarter more: 32
     wanted = sums(local_model, loader, ALONE, spec)
     gpu = Gpu(8 + SPARE)
     with gpu.of(way), caplog.at_level(logging.WARNING):
