@@ -28,7 +28,7 @@ from fedgraft.common.models.backbones.named import (
 from fedgraft.common.models.backbones.slim import StandardiseColumns
 from fedgraft.common.models.decoder import Decoder
 from fedgraft.common.models.ensemble import MEAN_SCALE, Ensemble
-from fedgraft.common.models.parts import is_norm, of_torchvision, own_entries, role_of, units
+from fedgraft.common.models.parts import draws, is_norm, own_entries, role_of, units
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.model_spec import Adapters
 from fedgraft.common.study.plan import Role, Tag
@@ -72,12 +72,8 @@ class TransferModel(nn.Module):
         self._tags = self._tag_all()
         self._frozen: list[nn.Module] = []
         self._frozen_as: tuple[frozenset[str], bool] | None = None
-        dropouts: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd, *of_torchvision("StochasticDepth"))
         self.classes = dict(heads)
-        self.needs_dropout_rng = any(
-            isinstance(part, dropouts) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0)
-            for part in self.modules()
-        )
+        self.needs_dropout_rng = backbone.draws or any(map(draws, self.modules()))
         """Whether a training pass draws from torch's global random stream."""
 
     def features(self, x: Tensor) -> Tensor:

@@ -46,6 +46,13 @@ def of_torchvision(name: str) -> tuple[type[nn.Module], ...]:
     return (getattr(layers, name),) if layers is not None else ()
 
 
+def draws(part: nn.Module) -> bool:
+    """Whether a layer draws in training, as dropout of whatever make does; told by its type and name."""
+    if isinstance(part, nn.MultiheadAttention):
+        return float(part.dropout) > 0
+    return "drop" in type(part).__name__.lower() or isinstance(part, of_torchvision("StochasticDepth"))
+
+
 def role_of(part: nn.Module, key: str, *, is_stem: bool) -> Role:
     """The role of a part's own entry, of a backbone without adapters."""
     if is_norm(part):

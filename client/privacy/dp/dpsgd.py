@@ -36,7 +36,7 @@ from fedgraft.client.privacy.dp.units import (
 )
 from fedgraft.client.training.augment import augment
 from fedgraft.client.training.device.alike import SPARE, Sizes, filled
-from fedgraft.client.training.gradient import dropout_seeded, optimiser_for
+from fedgraft.client.training.gradient import optimiser_for
 from fedgraft.client.training.losses.base import RoundContext, Visit
 from fedgraft.client.training.losses.objective import Objective
 from fedgraft.client.training.model.errors import Diverged
@@ -86,7 +86,7 @@ def train_private(
     at_once = min(at_once, _seldom_more(private.sample_rate * expected * private.augmentation_multiplicity))
     parameters = [local_model.parameters[key] for key in changes]
     groups = PrivateMicrobatches(partial(attached, local_model, loader, changes, private, spec.losses), at_once)
-    with full_precision(), groups, dropout_seeded(local_model, secret.seed_torch):
+    with full_precision(), groups, secret.torch_seeded():
         for step in range(steps):
             drawn = draw_units(len(units), private.sample_rate)
             rows = lots.rows(drawn, private.augmentation_multiplicity, augmented=spec.augment is not None)

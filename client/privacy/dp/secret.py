@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -80,11 +81,17 @@ def generator() -> torch.Generator:
     return made
 
 
-def seed_torch() -> None:
-    """Let torch's global streams, which dropout draws from, begin where nobody knows."""
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(int.from_bytes(_key()[:8], "big") >> 1)  # all of its bits count there
-    torch.set_rng_state(generator().get_state())
+@contextmanager
+def torch_seeded() -> Iterator[None]:
+    """Let torch's global streams begin where nobody knows, and give the old ones back.
+
+    Whatever draws from them: layers of dropout are of many makes, and a network may call a function.
+    """
+    with torch.random.fork_rng():
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(int.from_bytes(_key()[:8], "big") >> 1)  # all of its bits count there
+        torch.set_rng_state(generator().get_state())
+        yield
 
 
 class Words:

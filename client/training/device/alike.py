@@ -14,13 +14,16 @@ do not count, and losses, which have few numbers for each case, are worked out o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
+
+from fedgraft.client.training.device.row_ends import end_well
 
 SPARE = 4
 """Cases at the end of a pass that do not count: what is left at the end of an array is theirs, if it has 8 numbers for
@@ -51,9 +54,12 @@ class RowTrial:
     """Draws entries, before each time but the first."""
 
 
-def alike_sizes(trials: Sequence[RowTrial], device: torch.device, most: int, sizes: int) -> Sizes:
+def alike_sizes(
+    trials: Sequence[RowTrial], device: torch.device, most: int, sizes: int, widths: Collection[int] = ()
+) -> Sizes:
     """At most so many `sizes`, from about half of the last up to it, which has room for `most` cases or a few more.
 
+    `widths` are how many numbers a case has in arrays that may not end among cases that count, see `row_widths`.
     Single rows are what is left where nothing is alike, and for whoever asks for no more: there is only one way to
     stand alone.
     """
@@ -62,8 +68,14 @@ def alike_sizes(trials: Sequence[RowTrial], device: torch.device, most: int, siz
     unit = _STEP * min(_MOST_THREADS, 1 << (torch.get_num_threads() - 1).bit_length())
     first = unit * -(-(most + SPARE) // unit)
     step = unit * -(-first // (unit * 2 * (sizes - 1)))
-    for largest in range(first, first + _MORE * _STEP + 1, unit):
-        left = {*range(largest - step, SPARE, -step)[: sizes - 1], largest}
+    good = [
+        size for size in range(unit, first + _MORE * _STEP + 1, unit) if size > SPARE and end_well(size, widths, SPARE)
+    ]
+    for largest in (size for size in good if size >= first):
+        below = (
+            max((size for size in good if size <= wanted), default=0) for wanted in range(largest - step, 0, -step)
+        )
+        left = {*islice((size for size in below if size), sizes - 1), largest}
         for trial in trials:
             left &= _alike_in(trial, device, left)
             if largest not in left:

@@ -32,12 +32,15 @@ class Plugged(TriedLoss):
 
     def by_case(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
         """Each case's own loss (N,), summed over tasks, 0 where no label is known; of a loss per sample on labels."""
-        whole = []
-        for name, task in self.tasks.items():
-            there = known(targets[name])
-            value = self._of_labels(task, outputs[name], targets[name])
-            whole.append(value.new_zeros(len(there)).index_put((there.nonzero()[:, 0],), value))
-        return torch.stack(whole).sum(dim=0)
+        return torch.stack([self._each(task, outputs[n], targets[n]) for n, task in self.tasks.items()]).sum(dim=0)
+
+    def _each(self, task: AnyTask, outputs: Tensor, target: Tensor) -> Tensor:
+        """Each case's loss (N,). Zeros go in where no label is known: how many there are changes no other's digits."""
+        there = known(target)
+        zeros = [torch.zeros((), dtype=one.dtype, device=one.device) for one in (outputs, target)]
+        shown, told = (_where(there, one, zero) for one, zero in zip((outputs, target), zeros, strict=True))
+        value = self._of_labels(task, shown, told)
+        return _where(there, value, value.new_zeros(()))
 
     def _of_task(self, name: str, task: AnyTask, seen: ForwardOutput) -> Tensor:
         if "labels" in self.facts.requires:
@@ -64,6 +67,11 @@ def plugged_loss(spec: PluggedLoss, visit: Visit) -> LossFunction:
 def _plain(task: AnyTask, outputs: Tensor) -> Tensor:
     """Outputs as losses are shown them: of values one number a case."""
     return outputs.float()[:, 0] if isinstance(task, Regression) and outputs.ndim == 2 else outputs.float()
+
+
+def _where(there: Tensor, values: Tensor, otherwise: Tensor) -> Tensor:
+    """Of each case its own `values` (N, ...), or the other one."""
+    return torch.where(there.view(-1, *[1] * (values.ndim - 1)), values, otherwise)
 
 
 def _mean(values: Tensor) -> Tensor:

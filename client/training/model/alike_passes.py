@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.client.training.device.alike import RowTrial, Sizes, alike_sizes, at_random, filled, narrow_layers, passes
+from fedgraft.client.training.device.row_ends import row_widths
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
 
-_FEW = 3
+_FEW = 7
+"""Cases by which a pass is looked at; a number that seldom divides what is not of cases."""
 _ROWS, _SIZES = 32, 2
 """For passes forward alone, of which a site may need few: to find their sizes takes about a hundred cases' time."""
 
@@ -30,7 +32,7 @@ def sizes_for(
     that are worked on at once, to which spare ones come, and the number of sizes. Single rows if there is no case.
     """
     every = loader.splits["all"]
-    if not len(every):
+    if not len(every) or at_most[0] <= 1:
         return (1,)
     (example,) = loader.batches([every[:1]])
     shape = tuple(example.inputs.shape[1:])
@@ -40,7 +42,8 @@ def sizes_for(
             few = example.inputs[:1].expand(_FEW, *shape)
             narrow = narrow_layers(body, lambda: found(example, few.clone()), _FEW)
             whole = RowTrial(lambda inputs: found(example, inputs), shape)
-            return alike_sizes([*narrow, whole], local_model.device, *at_most)
+            widths = row_widths(lambda: found(example, few.clone()), _FEW)
+            return alike_sizes([*narrow, whole], local_model.device, *at_most, widths)
 
     return local_model.alike((work, loader.seen, shape, at_most), look)
 

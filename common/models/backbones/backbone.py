@@ -16,5 +16,7 @@ class Backbone:
     head: str = ""
     ties_cases: bool = False
     """Whether what it says of a case in training depends on others in the batch, other than by norm layers."""
+    draws: bool = False
+    """Whether it was seen to draw in training, by layers of whatever make."""
     unseparated: str = ""
     """A layer whose adapter does not see each case once, by itself, so that no case has a gradient there."""

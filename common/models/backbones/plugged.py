@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from fedgraft.common.plugins.registry import Kind, load
 
 _CASES = 3
 _IMAGES, _TABLE = ("channels", "size"), ("columns",)
+_SEEDS = 16
 _AGREES = 1e-4
 """Relative: other cases of a batch may change how sums are rounded, and no more."""
 
@@ -48,7 +50,7 @@ def plugged_table_backbone(name: str, columns: int, known: Iterable[str]) -> Bac
         raise InputError(f"{name!r} is no backbone for tables.", fix="Give the study images, or name another.")
     module = _made(name, lambda: factory(columns=columns))
     found = _looked_at(name, module, (columns,))
-    return Backbone(_Standardised(columns, module), found.feature_dim, ties_cases=found.ties_cases)
+    return replace(found, module=_Standardised(columns, module))
 
 
 class _Standardised(nn.Module):
@@ -114,10 +116,12 @@ def _looked_at(name: str, module: nn.Module, shape: tuple[int, ...]) -> Backbone
         for part in twin.modules():
             if isinstance(part, _NormBase):
                 part.eval()
-        ties = _ties(name, twin, x)
+        found = [_features(name, twin, x, seed=seed) for seed in range(_SEEDS // 4)]
+        draws = not all(torch.equal(each, found[0]) for each in found)
+        ties = _ties(name, twin, x) or (draws and _shares_draws(name, twin, x))
     _demand_plain_entries(name, module)
     module.train()
-    return Backbone(module, dim, ties_cases=ties)
+    return Backbone(module, dim, ties_cases=ties, draws=draws)
 
 
 def _ties(name: str, module: nn.Module, x: Tensor) -> bool:
@@ -127,9 +131,29 @@ def _ties(name: str, module: nn.Module, x: Tensor) -> bool:
     return not torch.allclose(one, other, rtol=_AGREES, atol=_AGREES * float(one.abs().max()))
 
 
-def _features(name: str, module: nn.Module, x: Tensor) -> Tensor:
+def _shares_draws(name: str, module: nn.Module, x: Tensor) -> bool:
+    """Whether a draw is for all cases of a batch, as in stochastic depth by batch: who shares it is then who is there.
+
+    Seen where equal cases always come out alike, and otherwise by another seed; layers of torch's that draw for each
+    case aside.
+    """
+    depths = (part for part in module.modules() if type(part).__name__ == "StochasticDepth")
+    if any(getattr(part, "mode", "row") != "row" for part in depths):
+        return True
+    training = [part for part in module.modules() if isinstance(part, nn.modules.dropout._DropoutNd) and part.training]
+    for part in training:
+        part.eval()
+    equal = x[:1].expand_as(x)
+    found = [_features(name, module, equal, seed=seed) for seed in range(_SEEDS)]
+    for part in training:
+        part.train()
+    alike = all(torch.allclose(each, each[:1].expand_as(each), rtol=_AGREES, atol=_AGREES) for each in found)
+    return alike and not all(torch.equal(each, found[0]) for each in found)
+
+
+def _features(name: str, module: nn.Module, x: Tensor, seed: int = 0) -> Tensor:
     """In training with the same draws each time, so that dropout alone makes no difference."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with torch.no_grad():
         found = _tried(name, f"its forward pass of {tuple(x.shape)}", lambda: module(x))
     if not isinstance(found, Tensor):

@@ -38,18 +38,16 @@ class PrivateLosses:
 
     def by_case(self, outputs: Outputs, targets: Outputs) -> Tensor:
         """Each case's loss, (N,)."""
-        parts = [self._by_case(*part) for part in _in_parts(outputs, targets)]
+        parts = [self._by_case(*part)[:count] for count, *part in _in_parts(outputs, targets)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _by_case(self, outputs: Outputs, targets: Outputs) -> Tensor:
-        count = len(next(iter(outputs.values())))
-        outputs, targets = _without_an_end(outputs), _without_an_end(targets)
         parts = [part(outputs, targets) for _, part in self._parts]
         weights = [weight for weight, _ in self._parts]
         if weights == [1]:
-            return parts[0][:count]
+            return parts[0]
         weighted = [weight * part for weight, part in zip(weights, parts, strict=True)]
-        return torch.stack(weighted).sum(dim=0)[:count]
+        return torch.stack(weighted).sum(dim=0)
 
     def slopes(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """By task the slope in each output, (outputs, N).
@@ -68,22 +66,23 @@ class PrivateLosses:
             for (task, value), slope in zip(free.items(), gradients, strict=True)
         }
 
-    def _slopes(self, outputs: Outputs, targets: Outputs, batch: Batch) -> dict[str, Tensor]:
-        count = len(next(iter(outputs.values())))
-        whole = replace(batch, targets=_without_an_end(targets))
-        found = private_heads.errors(_without_an_end(outputs), whole, self._tasks)
+    def _slopes(self, count: int, outputs: Outputs, targets: Outputs, batch: Batch) -> dict[str, Tensor]:
+        found = private_heads.errors(outputs, replace(batch, targets=targets), self._tasks)
         return {task: slope[:, :count] for task, slope in found.items()}
 
 
-def _in_parts(outputs: Outputs, targets: Outputs) -> Iterator[tuple[Outputs, Outputs]]:
-    """Cases in parts of which one thread works out each: where a thread's share ends is an end as well."""
+def _in_parts(outputs: Outputs, targets: Outputs) -> Iterator[tuple[int, Outputs, Outputs]]:
+    """How many cases count in a part, of which one thread works out each, and the part without an end.
+
+    Where a thread's share ends is an end as well. Where a case has so many numbers that 32 cases are too many for one
+    thread, each case is a part: alone it always comes out alike.
+    """
     count = len(next(iter(outputs.values())))
     numbers = max(own[0].numel() for own in outputs.values()) if count else 1
-    size = max(1, _ONE_THREADS // (32 * numbers)) * 32
-    for start in range(0, max(count, 1), size):
-        here = slice(start, start + size)
-        yield {task: own[here] for task, own in outputs.items()}, {task: own[here] for task, own in targets.items()}
-
-
-def _without_an_end(of_cases: Outputs) -> dict[str, Tensor]:
-    return {task: without_an_end(own) for task, own in of_cases.items()}
+    size = _ONE_THREADS // (32 * numbers) * 32
+    for start in range(0, max(count, 1), size or 1):
+        here = slice(start, min(start + (size or 1), count))
+        some, known = ({task: own[here] for task, own in whole.items()} for whole in (outputs, targets))
+        if size:
+            some, known = ({task: without_an_end(own) for task, own in part.items()} for part in (some, known))
+        yield here.stop - start, some, known

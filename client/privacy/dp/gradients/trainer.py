@@ -24,7 +24,7 @@ from fedgraft.client.privacy.dp.gradients.hooks import KeptHooks
 from fedgraft.client.privacy.dp.gradients.lengths import at_least_norms
 from fedgraft.client.privacy.dp.gradients.private_losses import PrivateLosses
 from fedgraft.client.privacy.dp.units import Rows
-from fedgraft.client.training.device.alike import Sizes, filled, passes, rows_for
+from fedgraft.client.training.device.alike import Sizes, passes
 from fedgraft.client.training.model.alike_passes import sizes_for
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
@@ -56,23 +56,21 @@ class Trainer:
     def sum_of(self, batch: Batch, rows: Rows) -> list[Tensor]:
         """The sum over units of their clipped gradients, in the cheapest way there is.
 
-        After the cases of `rows` the batch may go on with others, which fill up its passes.
+        After the cases of `rows` the batch may go on with others, which fill up the pass.
         """
         way, count = self._way, len(rows.indices)
-        whole = batch
-        if len(batch.indices) != rows_for(count, self.sizes):
-            whole = batch.at(filled(torch.arange(count), self.sizes))
-        weights = rows.weights(len(whole.indices)).to(batch.inputs)
-        known, first = [], 0
+        weights = rows.weights(len(batch.indices)).to(batch.inputs)
+        known = []
         for start, end, size in passes(count, self.sizes):
-            here = slice(first, first + size)
-            piece = whole.part(here)
-            if piece is not whole:  # sums also depend on where in memory numbers begin
-                piece = replace(piece, inputs=piece.inputs.clone())
-            found = way.of_pass(self, piece, weights[here], rows.may_have)
+            piece, counted = batch, weights
+            if end - start < count or size != len(batch.indices):
+                places = torch.full((size,), start)
+                places[: end - start] = torch.arange(start, end)
+                piece, counted = batch.at(places), weights.new_zeros(size)
+                counted[: end - start] = weights[start:end]
+            found = way.of_pass(self, piece, counted, rows.may_have)
             known.append([own.first(end - start) for own in found])
-            first += size
-        return way.summed(self, [OfCases.joined(own) for own in zip(*known, strict=True)], whole, rows)
+        return way.summed(self, [OfCases.joined(own) for own in zip(*known, strict=True)], batch, rows)
 
     def found(self, example: Batch, inputs: Tensor) -> list[Tensor]:
         """What a pass knows of these inputs (cases, ...), each (cases, ...); labels are of the kind of `example`."""

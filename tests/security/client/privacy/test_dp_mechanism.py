@@ -312,12 +312,12 @@ def test_draws_that_move_a_sum_come_of_more_than_32_bits() -> None:
     drawn = torch.rand(200_000, generator=secret.generator(), dtype=torch.float64)
     assert abs(float(drawn.mean()) - 0.5) < 0.005
     assert abs(float(drawn.std()) - 12**-0.5) < 0.005
-    with torch.random.fork_rng(devices=[]):
-        masks = []
-        for _ in range(2):
-            secret.seed_torch()
+    masks, before = [], torch.get_rng_state()
+    for _ in range(2):
+        with secret.torch_seeded():
             masks.append(torch.nn.functional.dropout(torch.ones(64)))
     assert not torch.equal(*masks)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def of_a_seed(state: torch.Tensor) -> bool:

@@ -32,10 +32,12 @@ class Gpu:
         """On the way through the model, or on the way back, when layers before have left what they leave."""
         register = register_module_forward_pre_hook if way == "forward" else register_module_full_backward_pre_hook
         handle = register(self._look)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="For backward hooks")
-            yield
-        handle.remove()
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="For backward hooks")
+                yield
+        finally:
+            handle.remove()
 
     def _look(self, module: nn.Module, given: Any) -> None:
         if isinstance(module, nn.Conv2d):
