@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 import fedgraft as fg
 from fedgraft.client.privacy.dp.gradients.dp_safe import dp_twin
@@ -182,6 +184,53 @@ def test_private_training_takes_what_it_can_and_says_what_it_cannot(tmp_path: Pa
         dp_twin(built(), ["backbone.token"])
     heads = built("ties in training")
     assert dp_twin(heads, ["heads.cls.weight"]) is heads
+
+
+class Depth(nn.Module):
+    """A part that is left out by chance, for each case or for all of a batch; and dropout beside it."""
+
+    feature_dim = 8
+
+    def __init__(self, of: str, channels: int, size: int) -> None:
+        super().__init__()
+        self.of, self.first, self.drop = of, nn.Linear(channels * size * size, 8), nn.Dropout(0.5)
+        self.depth = StochasticDepth(0.02, "batch") if of == "a layer" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.drop(self.first(x.flatten(1)))
+        if self.depth is not None:
+            return z + self.depth(z)  # type: ignore[no-any-return]
+        if not self.training or self.of == "nothing":
+            return z  # type: ignore[no-any-return]
+        return z * (torch.rand(len(z) if self.of == "a case" else 1, 1) > 0.5)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("of", "ties"), [("a batch", True), ("a layer", True), ("a case", False), ("nothing", False)])
+def test_a_draw_for_all_cases_of_a_batch_ties_them(of: str, ties: bool) -> None:
+    """Who shares it is who is there: one patient more in a pass, and the next ones go by another draw."""
+    fg.register_backbone("depth", partial(Depth, of))
+    model = build_model("depth", {"cls": 2}, channels=1, seed=0, size=8)
+    assert model.ties_cases is ties
+
+
+def test_whatever_draws_is_given_a_seed() -> None:
+    """By a layer of any make, or by no layer at all."""
+
+    class Own(nn.Module):
+        feature_dim = 8
+
+        def __init__(self, channels: int, size: int) -> None:
+            super().__init__()
+            self.first = nn.Linear(channels * size * size, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(self.first(x.flatten(1)), 0.5, self.training)
+
+    fg.register_backbone("own", Own)
+    assert build_model("own", {"cls": 2}, channels=1, seed=0, size=8).needs_dropout_rng
+    fg.register_backbone("depth", partial(Depth, "nothing"))
+    assert build_model("depth", {"cls": 2}, channels=1, seed=0, size=8).needs_dropout_rng
+    assert not build_model("slim_resnet", {"cls": 2}, channels=1, seed=0, size=32).needs_dropout_rng
 
 
 def test_a_table_reaches_a_backbone_of_ones_own_on_one_scale() -> None:
