@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -107,6 +108,7 @@ def torch_noise(patch: Patch) -> None:
         yield torch.randn(like.numel(), dtype=torch.float64) * (deviation / noising.granularity(deviation))
 
     patch.setattr(noising, "steps_of_noise", drawn)
+    patch.setattr(secret, "torch_seeded", nullcontext)  # else torch's streams are as secret as ours
 
 
 def numpy_noise(patch: Patch) -> None:

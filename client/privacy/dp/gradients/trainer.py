@@ -34,7 +34,9 @@ from fedgraft.common.study.stages.training import Private
 
 _log = logging.getLogger("fedgraft.site")
 
-_AT_ONCE, _SIZES = 32, 8
+_AT_ONCE = 32
+_SIZES, _SIZES_BY_HOOKS = 8, 4
+"""Numbers of sizes of passes; by hooks few, since to look for them takes all cases' gradients each time."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,8 @@ def _sized(
     if isinstance(at_once, tuple):
         return replace(trainer, sizes=at_once)
     key = (trainer.private.mode, trainer.private.augmentation_multiplicity, *work)
-    found = sizes_for(local_model, loader, trainer.model, key, trainer.found, (at_once, _SIZES))
+    sizes = _SIZES_BY_HOOKS if trainer._way is _HOOKS else _SIZES
+    found = sizes_for(local_model, loader, trainer.model, key, trainer.found, (at_once, sizes))
     return replace(trainer, sizes=found)
 
 
