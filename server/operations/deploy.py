@@ -172,7 +172,7 @@ def _follow(home: ServerHome, number: int, folder: RunFolder, wait: Wait) -> tup
     Flower notices only after a minute that the process of a run was killed; that its folder is free shows it at once.
     Such a run is stopped, and goes on under another number; a run that somebody else stopped does not.
     """
-    heard, worked, lost, stopping = time.monotonic(), False, False, False
+    heard, worked, lost, asked, stopping = time.monotonic(), False, False, False, False
     while True:
         try:
             # One connection for as long as it holds: TLS anew for every question would cost more than its answer.
@@ -184,7 +184,7 @@ def _follow(home: ServerHome, number: int, folder: RunFolder, wait: Wait) -> tup
                     if stopping and state == "finished:stopped":
                         return "killed", ""
                     if lost and not state.startswith("finished"):
-                        stopping = True
+                        asked = True
                         control.stop(number)
                         return "killed", ""
                     heard = time.monotonic()
@@ -192,8 +192,8 @@ def _follow(home: ServerHome, number: int, folder: RunFolder, wait: Wait) -> tup
                         return state, details
                     time.sleep(_POLL_S)
         except RunError as error:
-            # What is not answered may have been done. A refusal says that the run was over before.
-            stopping = stopping and isinstance(error, UnansweredError)
+            if asked:  # what is not answered may have been done; a refusal says that the run was over before
+                asked, stopping = False, isinstance(error, UnansweredError)
             if time.monotonic() - heard > max(_SERVER_S, wait.patience_s):
                 raise
         time.sleep(_POLL_S)

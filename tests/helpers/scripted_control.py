@@ -37,6 +37,8 @@ class ScriptedControl:
         self.status = "finished"
         self.unanswered: set[str] = set()
         self.refused: set[str] = set()
+        self.refused_once: set[str] = set()
+        """Those that are refused the next time that they come after an unanswered one."""
         self.runs: dict[int, Run] = {}
         self.over: set[int] = set()
         """Those that were stopped by a call."""
@@ -61,8 +63,10 @@ class ScriptedControl:
         call = scope["path"].rpartition("/")[2]
         if call == "list-runs":
             self.followed.add(scope["client"])
-        status = 412 if call in self.refused else 200
-        body = b"" if call in self.refused else self._answer(call, asked).SerializeToString()
+        refuses = call in self.refused or (not self.unanswered and call in self.refused_once)
+        self.refused_once -= {call} if refuses else set()
+        status = 412 if refuses else 200
+        body = b"" if refuses else self._answer(call, asked).SerializeToString()
         headers = [(b"content-type", b"application/x-protobuf"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         if call in self.unanswered:

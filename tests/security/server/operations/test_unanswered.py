@@ -43,13 +43,15 @@ def demand_free(*_: object) -> None:
     """The folder is taken from the start on here, so that no moment of it is missed."""
 
 
+@pytest.mark.parametrize("starting", [False, True], ids=["", "a server that starts and refuses at first"])
 @pytest.mark.usefixtures("killed")
 def test_a_killed_run_that_this_command_stops_goes_on_though_nobody_hears_that_it_was_stopped(
-    home, control, run, monkeypatch
+    home, control, run, monkeypatch, starting: bool
 ):
     """The server is killed while it does so: that the run was stopped is no word of anybody's."""
     monkeypatch.setattr(RunFolder, "demand_free", demand_free)
     control.unanswered = {"stop-run"}
+    control.refused_once = {"list-runs"} if starting else set()
     said: list[str] = []
     threading.Timer(2.5, lambda: setattr(control, "status", "finished")).start()
     with pytest.raises(RunError, match="so far"):
